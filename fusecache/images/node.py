@@ -84,6 +84,10 @@ class OpenFile(ABC):
         """Make sure that a range can be written; grows the file where *keep_size* is false."""
         raise NotSupported("this file has no ranges")
 
+    async def resize(self, size: int) -> None:
+        """Set the length, as ``ftruncate`` on this opener's descriptor."""
+        raise NotPermitted("this file is not resized")
+
     def flush(self, done: Done) -> Attempt:
         """Make what was acknowledged durable; DONE or PENDING."""
         return Attempt.DONE
@@ -158,6 +162,6 @@ class DirectoryNode(Node):
         """Remove a file."""
         raise NotPermitted("nothing is removed here")
 
-    async def rename(self, old: str, new: str, *, replace: bool) -> None:
-        """Rename a file inside this directory; *replace* says whether an existing *new* may be replaced."""
+    async def rename(self, old: str, new: str) -> None:
+        """Rename a file inside this directory; an existing *new* is never replaced."""
         raise NotPermitted("nothing is renamed here")

@@ -1,0 +1,257 @@
+"""An open image of a directory, as a volume.
+
+Owns which requests are tried on the loop's thread and which go to worker threads, and how failures become events. It
+must not know names, locks or system calls beyond the two attempts.
+
+**Reads** are tried from the page cache without waiting (``preadv2(RWF_NOWAIT)``); what is not there is read on a
+worker thread, several at a time. **Changes** are tried the same way where the file system can do it (xfs, btrfs);
+ext4 and tmpfs cannot. The rest goes to one thread at a time, many to a batch: the kernel's inode lock lets only one
+run anyway. Writes past the page cache (``direct``) take that lock shared and run side by side, like reads.
+"""
+
+import errno
+import logging
+import mmap
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import trio
+
+from fusecache.api import (
+    DONE,
+    PENDING,
+    Attempt,
+    BackendImage,
+    Buffers,
+    Completions,
+    Done,
+    Emit,
+    Extent,
+    Identity,
+    ImageInfo,
+    ReadDone,
+    ReadOutcome,
+)
+from fusecache.api.errors import VolumeReadOnly
+from fusecache.backends.files import ImageFile, ImageShrank
+from fusecache.backends.workers import WorkerPool
+
+log = logging.getLogger(__name__)
+
+_PATIENCE: Final = 3.0
+"""How long closing an image waits for calls that hang in the kernel, in seconds."""
+
+_SCRATCH_SIZE: Final = 1 << 20
+_VIEW_STEP: Final = 4096
+
+_View = tuple[list[memoryview], tuple[memoryview]]
+"""The same memory, as the system call wants it and as the caller does."""
+
+
+class Scratch:
+    """Memory that all images of a backend read into, one attempt after another on the loop's thread."""
+
+    def __init__(self) -> None:
+        self._memory = memoryview(mmap.mmap(-1, _SCRATCH_SIZE))
+        self.views: dict[int, _View] = {}
+
+    def view(self, length: int) -> _View | None:
+        """Return *length* bytes from the start, or None when there are not that many.
+
+        Views of multiples of 4 KiB are kept in :attr:`views`, where a caller may look first.
+        """
+        if length > _SCRATCH_SIZE:
+            return None
+        part = self._memory[:length]
+        view = ([part], (part,))
+        if length % _VIEW_STEP == 0:
+            self.views[length] = view
+        return view
+
+
+class DirectoryImage(BackendImage):
+    """An image file, open and locked; made by :meth:`fusecache.backends.directory.DirectoryBackend.open`.
+
+    Args:
+        locate: blocking; returns the description of this file under the name it has now.
+    """
+
+    def __init__(
+        self,
+        file: ImageFile,
+        identity: Identity,
+        pool: WorkerPool,
+        scratch: Scratch,
+        locate: Callable[[ImageFile], ImageInfo],
+        emit: Emit,
+        *,
+        durable_identity: bool,
+    ) -> None:
+        self.size = file.size
+        self.read_only = file.read_only
+        self.identity = identity
+        self.durable_identity = durable_identity
+        self._file = file
+        self._fd = file.fd
+        self._completions: Completions = pool.completions
+        self._changes = pool.lane(turns=1, batch=32, failed=self._failed)
+        # Together the lanes leave one thread to the other images, however many calls hang here.
+        self._others = pool.lane(turns=max(1, pool.limit - 2), failed=self._failed)
+        self._scratch = scratch
+        self._views = scratch.views
+        self._locate = locate
+        self._emit = emit
+        self._try_reads = not file.direct
+        self._try_writes = not file.direct
+        self._shrank = False
+
+    def __repr__(self) -> str:
+        return f"<DirectoryImage {self._file.path} size={self.size}{' read-only' if self.read_only else ''}>"
+
+    async def close(self) -> None:
+        """Wait for what is under way, close the file and give up the lock; shielded from cancellation.
+
+        A call that hangs in the kernel for more than three seconds keeps the file open, and locked, until the process
+        ends: its write may still arrive.
+        """
+        with trio.move_on_after(_PATIENCE, shield=True):
+            await self._changes.drained()
+            await self._others.drained()
+            self._fd = -1
+            self._others.submit(lambda error: None, self._file.close)
+            await self._others.drained()
+            return
+        self._fd = -1
+        log.error("%s is left open and locked: a system call on it does not return", self._file.path)
+
+    async def info(self) -> ImageInfo:
+        result: ImageInfo = await self._others.call(self._locate, self._file)
+        return result
+
+    def try_read(self, offset: int, length: int, done: ReadDone) -> ReadOutcome:
+        buffers = self._read_cached(offset, length)
+        if buffers is not None:
+            return buffers
+        self._others.fetch(done, self._file.read, offset, length)
+        return PENDING
+
+    def try_write(self, offset: int, data: memoryview, done: Done) -> Attempt:
+        if self.read_only:
+            raise self._refusal()
+        if self._try_writes:
+            written = self._write_cached(offset, data)
+            if written == len(data):
+                return DONE
+            offset += written
+            data = data[written:]
+        lane = self._others if self._file.writes_direct(offset, len(data)) else self._changes
+        lane.submit(done, self._file.write, offset, data)
+        return PENDING
+
+    def try_write_zeroes(self, offset: int, length: int, done: Done) -> Attempt:
+        if self.read_only:
+            raise self._refusal()
+        self._changes.submit(done, self._file.write_zeroes, offset, length)
+        return PENDING
+
+    def try_discard(self, offset: int, length: int, done: Done) -> Attempt:
+        if self.read_only:
+            raise self._refusal()
+        self._changes.submit(done, self._file.discard, offset, length)
+        return PENDING
+
+    def try_flush(self, done: Done) -> Attempt:
+        self._others.submit(done, self._file.flush)
+        return PENDING
+
+    async def read(self, offset: int, length: int) -> Buffers:
+        await trio.lowlevel.checkpoint()
+        buffers = self._read_cached(offset, length)
+        if buffers is not None:
+            return (bytes(buffers[0]),)
+        result: Buffers = await self._others.call(self._file.read, offset, length)
+        return result
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        await self._completed(lambda done: self.try_write(offset, data, done))
+
+    async def write_zeroes(self, offset: int, length: int) -> None:
+        await self._completed(lambda done: self.try_write_zeroes(offset, length, done))
+
+    async def discard(self, offset: int, length: int) -> None:
+        await self._completed(lambda done: self.try_discard(offset, length, done))
+
+    async def flush(self) -> None:
+        await self._completed(self.try_flush)
+
+    async def extents(self, offset: int, length: int) -> Sequence[Extent]:
+        found: list[Extent] = []
+        end = offset + length
+        while offset < end:
+            found += await self._others.call(self._file.extents, offset, end - offset)
+            offset = found[-1].end
+        return found
+
+    async def resize(self, size: int) -> None:
+        """Set the length; durable with the next :meth:`flush`. A cancellation waits for the end."""
+        if self.read_only:
+            raise self._refusal()
+        await trio.lowlevel.checkpoint_if_cancelled()
+
+        def submit(finish: Callable[[BaseException | None, Any], None]) -> None:
+            def resized(error: BaseException | None) -> None:
+                self.size = self._file.size
+                finish(error, None)
+
+            self._changes.submit(resized, self._file.resize, size)
+
+        await self._completions.call(submit)
+
+    def _read_cached(self, offset: int, length: int) -> tuple[memoryview] | None:
+        if not self._try_reads:
+            return None
+        view = self._views.get(length) or self._scratch.view(length)
+        if view is None:
+            return None
+        try:
+            if os.preadv(self._fd, view[0], offset, os.RWF_NOWAIT) == length:
+                return view[1]
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            self._try_reads = False
+        return None
+
+    def _write_cached(self, offset: int, data: memoryview) -> int:
+        try:
+            return os.pwritev(self._fd, [data], offset, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            self._try_writes = False
+            return 0
+
+    async def _completed(self, attempt: Callable[[Done], Attempt]) -> None:
+        """Run an attempt to its end. A cancellation before it has no effect, a later one waits."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+
+        def submit(finish: Callable[[BaseException | None, Any], None]) -> None:
+            if attempt(lambda error: finish(error, None)) is DONE:
+                finish(None, None)
+
+        await self._completions.call(submit)
+
+    def _failed(self, error: BaseException) -> None:
+        if error is self._file.failed_flush:
+            self._emit("flush-failed", f"{self._file.path}: {error}; data may be lost, and every later flush fails")
+        elif isinstance(error, ImageShrank) and not self._shrank:
+            self._shrank = True
+            self._emit("image-shrank", str(error))
+
+    def _refusal(self) -> VolumeReadOnly:
+        return VolumeReadOnly(f"{self._file.path} is open for reading only")

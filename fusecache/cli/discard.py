@@ -1,0 +1,44 @@
+"""``fusecache discard``."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from fusecache.api.errors import ImageBusy
+from fusecache.cli import offline
+from fusecache.cli.mounted import Mounted
+from fusecache.cli.target import holder_of, mount_or_config
+from fusecache.metrics.text import printable
+
+
+@click.command("discard")
+@click.argument("target", metavar="MOUNTPOINT|CONFIG", type=click.Path(path_type=Path))
+@click.argument("image")
+@click.option("--layer", type=click.IntRange(min=0), required=True, help="The index of the layer.")
+@click.option("--dirty", is_flag=True, help="Drop dirty data too: it is lost.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def command(target: Path, image: str, layer: int, dirty: bool, yes: bool) -> None:
+    """Drop the content of one layer of IMAGE.
+
+    A layer that is dirty is refused with exit code 3, unless --dirty is given.
+    """
+    place = mount_or_config(target)
+    if dirty and not yes:
+        _ask(image, layer)
+    if isinstance(place, Mounted):
+        place.discard(image, layer, dirty=dirty)
+        return
+    try:
+        offline.invalidate(place, image, layer, dirty=dirty)
+    except ImageBusy:
+        mount = holder_of(place, image)
+        if mount is None:
+            raise
+        mount.discard(image, layer, dirty=dirty)
+
+
+def _ask(image: str, layer: int) -> None:
+    if not sys.stdin.isatty():
+        raise click.UsageError("--dirty without a terminal to ask on needs --yes")
+    click.confirm(f"Lose the dirty data of layer {layer} of image {printable(image)}?", abort=True, err=True)

@@ -1,0 +1,189 @@
+"""A running mount, as its control directory shows it.
+
+Owns how commands are given to a mount and how their end is learned. It must not know verbs, nor anything of a mount
+but its control directory.
+"""
+
+import errno
+import json
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from fusecache.cli.failure import EXIT_DATA_LOSS, EXIT_FAILED, Failure
+from fusecache.cli.output import progress
+from fusecache.metrics.text import printable
+
+ANSWER_WITHIN: Final = 5.0
+"""Seconds after which a mount that does not answer is given up."""
+
+_POLL_EVERY: Final = 0.5
+
+
+class _Write(threading.Thread):
+    """The one ``write(2)`` of a command; it may take as long as the mount's ``control_wait``.
+
+    A thread of its own, so that progress can be shown meanwhile.
+
+    Attributes:
+        error: why it failed, once it has ended.
+    """
+
+    def __init__(self, path: Path, text: str) -> None:
+        super().__init__(daemon=True)
+        self._path = path
+        self._text = text
+        self.error: OSError | None = None
+
+    def run(self) -> None:
+        """Write."""
+        try:
+            fd = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, self._text.encode())
+            finally:
+                os.close(fd)
+        except OSError as error:
+            self.error = error
+
+    def unfinished(self, seconds: float) -> bool:
+        """Wait, but not longer than that, and say whether the write still goes on."""
+        self.join(seconds)
+        return self.is_alive()
+
+
+class Mounted:
+    """The fusecache mount at a mountpoint."""
+
+    def __init__(self, mountpoint: Path) -> None:
+        self.mountpoint = mountpoint
+        self._control = mountpoint / ".control"
+
+    def read(self, *names: str) -> str:
+        """Return the content of a control file.
+
+        Raises:
+            Failure: it cannot be read, or not within :data:`ANSWER_WITHIN` seconds.
+        """
+        # Not even SIGKILL ends the wait for a hung daemon that has taken the request: the reader is left behind.
+        reader = subprocess.Popen(
+            ["cat", "--", self._control.joinpath(*names)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+        try:
+            content, complaint = reader.communicate(timeout=ANSWER_WITHIN)
+        except subprocess.TimeoutExpired:
+            reader.kill()
+            raise Failure(f"{self.mountpoint}: the mount does not answer within {ANSWER_WITHIN:g} s") from None
+        if reader.returncode:
+            raise Failure(complaint.decode(errors="replace").strip().removeprefix("cat: "))
+        return content.decode(errors="replace")
+
+    def status(self) -> dict[str, Any]:
+        """Return the object in ``status.json``."""
+        status = json.loads(self.read("status.json"))
+        assert isinstance(status, dict)
+        return status
+
+    def image_status(self, image: str) -> dict[str, Any]:
+        """Return an image's object of ``status.json``.
+
+        Raises:
+            Failure: the mount has no such image.
+        """
+        images: list[dict[str, Any]] = self.status()["images"]
+        for status in images:
+            if status["name"] == image:
+                return status
+        raise self._no_image(image)
+
+    def events(self) -> list[str]:
+        """Return the retained events, oldest first."""
+        return self.read("events").splitlines()
+
+    def flush(self, image: str | None, layer: int | None) -> None:
+        """Write back: everything, an image, or one layer of it to the level below. Shows progress.
+
+        Raises:
+            Failure: with the mount's reason.
+        """
+        title = str(self.mountpoint) if image is None else printable(image)
+        error, reason = self._command(image, "flush", "all" if layer is None else str(layer), f"writing back {title}")
+        if error:
+            raise Failure(f"{title}: not written back: {reason}")
+
+    def discard(self, image: str, layer: int, *, dirty: bool) -> None:
+        """Drop a layer's content, with its dirty data if *dirty*.
+
+        Raises:
+            Failure: with the mount's reason; exit code 3 where data would have been lost.
+        """
+        text = f"{layer} dirty" if dirty else str(layer)
+        error, reason = self._command(image, "discard", text, f"discarding layer {layer} of {printable(image)}")
+        if error:
+            held = error == errno.EBUSY and any(
+                above["index"] >= layer and above["dirty_bytes"] for above in self.image_status(image)["layers"]
+            )
+            code = EXIT_DATA_LOSS if held else EXIT_FAILED
+            raise Failure(f"{printable(image)}: layer {layer} not discarded: {reason}", code)
+
+    def _command(self, image: str | None, file: str, text: str, title: str) -> tuple[int, str]:
+        """Write a command and wait for its end, however long; return its errno, 0 for success, and the reason."""
+        if image is not None and ("/" in image or image in ("", ".", "..")):
+            raise self._no_image(image)
+        names = [] if image is None else ["images", image]
+        target = f"{'.control' if image is None else printable(image)}/{file}"
+        before = self.events()
+        writing = _Write(self._control.joinpath(*names, file), text)
+        with progress(title) as line:
+            writing.start()
+            while writing.unfinished(_POLL_EVERY):
+                if file == "flush":
+                    line.show(self.read(*names, file).strip())
+            error = writing.error
+            if error is not None and error.errno == errno.EINPROGRESS:
+                while self._runs(image, f"{file} {text}"):
+                    time.sleep(_POLL_EVERY)
+                    if file == "flush":
+                        line.show(self.read(*names, file).strip())
+                reason = _reason(appended(before, self.events()), f"{target}: {file} {text}")
+                return (errno.EIO, reason) if reason else (0, "")
+        if error is None:
+            return 0, ""
+        if error.errno == errno.ENOENT and image is not None:
+            raise self._no_image(image)
+        reason = _reason(appended(before, self.events()), target)
+        return error.errno or errno.EIO, reason or error.strerror or str(error)
+
+    def _runs(self, image: str | None, command: str) -> bool:
+        running: Sequence[dict[str, Any]] = self.status()["commands"]
+        return any(one["image"] == image and one["command"] == command for one in running)
+
+    def _no_image(self, image: str) -> Failure:
+        return Failure(f"{self.mountpoint}: there is no image {image!r}")
+
+
+def appended(old: Sequence[str], new: Sequence[str]) -> Sequence[str]:
+    """Return the lines of *new* that came after those of *old*, of which the first may have been dropped since."""
+    for dropped in range(len(old) + 1):
+        kept = len(old) - dropped
+        if kept <= len(new) and list(new[:kept]) == list(old[dropped:]):
+            return new[kept:]
+    raise AssertionError("no lines at all begin every sequence")
+
+
+def _reason(events: Sequence[str], command: str) -> str:
+    """Return why the command of that beginning that ended last failed; nothing where it did not."""
+    reason = ""
+    for event in events:
+        _time, kind, text = event.split(" ", 2)
+        if kind in ("command-done", "command-failed") and text.startswith(f"{command}:"[: len(text)]):
+            reason = text.removeprefix(f"{command}: ") if kind == "command-failed" else ""
+    return reason

@@ -1,0 +1,97 @@
+"""What each command does to images and layers.
+
+Owns the meaning of the commands and their errors. It must not know who gave a command, nor how long anybody waits for
+it.
+"""
+
+from collections.abc import Callable
+
+import trio
+
+from fusecache.api.backend import ImageInfo
+from fusecache.api.errors import BadCommand, FusecacheError, ImageNotFound, NotSupported, PluginMissing, errno_of
+from fusecache.control.commands import Command, Discard, Flush, SetRate, Snapshot
+from fusecache.control.rates import WritebackRates
+from fusecache.control.service import ImageService, OpenImage
+from fusecache.control.view import layers_of
+
+
+async def flush_all(service: ImageService, failed: Callable[[ImageInfo, Exception], None]) -> None:
+    """Write everything of all open images back into the backend, all at once.
+
+    An image that is not open has been written back: only what is written back closes, or what a pause keeps.
+
+    Args:
+        failed: called for each image whose write-back fails, while the others go on.
+
+    Raises:
+        FusecacheError: with the errno of the first image that failed, naming all that did.
+    """
+    failures: list[tuple[str, Exception]] = []
+
+    async def flush_one(image: OpenImage) -> None:
+        try:
+            await _write_back(service, image)
+        except Exception as error:
+            failures.append((image.name, error))
+            failed(image.info, error)
+
+    async with trio.open_nursery() as nursery:
+        for image in service.all_open():
+            nursery.start_soon(flush_one, image)
+    if failures:
+        first = failures[0][1]
+        combined = FusecacheError("; ".join(f"image {name!r}: {error}" for name, error in failures))
+        combined.errno = errno_of(first)
+        raise combined from first
+
+
+async def _write_back(service: ImageService, image: OpenImage) -> None:
+    try:
+        async with service.using(image.name) as held:
+            await held.writeback(None)
+    except ImageNotFound:
+        # Removed behind us while it is open: no name leads to it any more, and its stack knows what that means.
+        if image in service.all_open():
+            await image.writeback(None)
+
+
+async def execute(service: ImageService, rates: WritebackRates, info: ImageInfo, command: Command) -> None:
+    """Carry out a command on one image, opening the image if need be.
+
+    Raises:
+        LayerDirty: a discard would lose dirty data.
+        PluginMissing: the image was opened without the layer.
+        NotSupported: a snapshot, of a backend that has none.
+        FusecacheError: what opening the image, the layer or the backend raises.
+    """
+    match command:
+        case Flush(layer):
+            async with service.using(info.name) as image:
+                await image.writeback(layer)
+        case Discard(layer, dirty):
+            # No layer of today groups its write-back, so there is nothing that `torn` would have to allow.
+            async with service.using(info.name) as image:
+                await image.invalidate(layer, dirty=dirty)
+        case Snapshot():
+            raise NotSupported(f"image {info.name!r}: its backend takes no snapshots")
+        case SetRate(layer, rate):
+            check_layer(service, rates, info, command)
+            _set_rate(service, rates, info, layer, rate)
+
+
+def _set_rate(service: ImageService, rates: WritebackRates, info: ImageInfo, layer: int, rate: int | None) -> None:
+    view = {view.index: view for view in layers_of(service, rates, info)}[layer]
+    if view.absent:
+        raise PluginMissing(f"image {info.name!r}: layer {layer} ({view.plugin}) is not open: {view.absent}")
+    rates.set(info, layer, rate, view.layer)
+
+
+def check_layer(service: ImageService, rates: WritebackRates, info: ImageInfo, command: Command) -> None:
+    """Raise BadCommand if *command* names a layer that the image does not have. Never waits."""
+    if isinstance(command, Snapshot) or command.layer is None:
+        return
+    known = [view.index for view in layers_of(service, rates, info)]
+    if command.layer not in known:
+        allowed = ", ".join(map(str, known)) or "none, there are no layers"
+        raise BadCommand(f"image {info.name!r}: found layer {command.layer}, allowed: {allowed}")

@@ -1,0 +1,43 @@
+"""How far a write-back has come.
+
+Owns how bytes left, rate and time left are computed from the layers' figures, and the line that says so. Pure. It
+must not know which command asked for the write-back.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TypeAlias
+
+from fusecache.control.service import OpenImage
+
+IDLE = "idle"
+"""The line where nothing is being written back."""
+
+Written: TypeAlias = Mapping[tuple[str, int], int]
+"""Bytes written back so far, by image key and layer index."""
+
+
+def written_by(images: Iterable[OpenImage]) -> Written:
+    """Return what each layer of *images* has written back since it was opened."""
+    return {(image.info.key, hop.index): hop.layer.status().writeback_bytes for image in images for hop in image.layers}
+
+
+def progress_line(images: Iterable[OpenImage], layer: int | None, before: Written, elapsed: float) -> str:
+    """Return ``LEFT bytes left, RATE bytes/s, SECONDS s left``; the seconds are ``?`` while nothing moves.
+
+    Args:
+        images: whose write-back it is.
+        layer: the layer index it is limited to, None for all.
+        before: :func:`written_by` when the command began, *elapsed* seconds ago.
+    """
+    left = written = 0
+    for image in images:
+        for hop in image.layers:
+            if layer in (None, hop.index):
+                status = hop.layer.status()
+                left += status.dirty_bytes
+                # A layer that was reopened meanwhile counts from zero again.
+                written += max(0, status.writeback_bytes - before.get((image.info.key, hop.index), 0))
+    rate = int(written / elapsed) if elapsed > 0 else 0
+    seconds = str(math.ceil(left / rate)) if rate else "?" if left else "0"
+    return f"{left} bytes left, {rate} bytes/s, {seconds} s left"

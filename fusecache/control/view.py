@@ -1,0 +1,93 @@
+"""What can be told of an image's layers at this instant, whether the image is open or not.
+
+Owns where each figure comes from: the open stack, or else the configuration. Nothing here waits. It must not know how
+the figures are shown.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fusecache.api.backend import ImageInfo
+from fusecache.api.layer import Layer, LayerState, LayerStatus
+from fusecache.api.units import parse_rate
+from fusecache.config.schema import LayerConfig
+from fusecache.control.rates import WritebackRates
+from fusecache.control.service import ImageService
+from fusecache.stack.assemble import MissingLayer, StackLayer
+from fusecache.stack.stats import Op
+
+_SEVERITY = {state: rank for rank, state in enumerate(LayerState)}
+
+
+@dataclass(frozen=True, slots=True)
+class LayerView:
+    """One layer of an image.
+
+    Attributes:
+        status: figures of the open layer; of one that is not open, a clean layer's without any content.
+        errors: requests that failed at this layer, and errors it counted itself, since it was opened.
+        rate: bytes per second that background write-back may take; 0 is a pause, None no limit.
+        options: its own options in the configuration.
+        layer: the open layer.
+        absent: why the image was opened without the layer; empty where it was not.
+    """
+
+    index: int
+    plugin: str
+    status: LayerStatus
+    rate: int | None
+    options: Mapping[str, object]
+    errors: int = 0
+    layer: Layer | None = None
+    absent: str = ""
+
+
+def layers_of(service: ImageService, rates: WritebackRates, info: ImageInfo) -> Sequence[LayerView]:
+    """Return the layers of an image, index 0 first."""
+    image = service.opened(info.name)
+    if image is None:
+        stack = service.configured(info.name)
+        views = [_closed_view(layer, rates, info) for layer in stack.layers] if stack is not None else []
+    else:
+        views = [_open_view(layer) for layer in image.layers]
+        views += [_closed_view(layer, rates, info, absent=layer.reason) for layer in image.missing]
+    return sorted(views, key=lambda view: view.index)
+
+
+def _open_view(layer: StackLayer) -> LayerView:
+    status = layer.layer.status()
+    return LayerView(
+        layer.index,
+        layer.plugin,
+        status=status,
+        errors=sum(layer.link.stats[op].errors for op in Op) + status.errors,
+        rate=layer.layer.writeback_rate,
+        options=layer.options,
+        layer=layer.layer,
+    )
+
+
+def _closed_view(
+    layer: LayerConfig | MissingLayer, rates: WritebackRates, info: ImageInfo, absent: str = ""
+) -> LayerView:
+    return LayerView(
+        layer.index,
+        layer.plugin,
+        status=LayerStatus(state=LayerState.MISSING if absent else LayerState.CLEAN),
+        rate=rates.get(info, layer.index, _configured_rate(layer.options)),
+        options=layer.options,
+        absent=absent,
+    )
+
+
+def _configured_rate(options: Mapping[str, object]) -> int | None:
+    try:
+        return parse_rate(str(options.get("writeback_rate", "max")))
+    except ValueError:
+        # Only the layer's own plugin can say whether its options are right, and that it does when it is loaded.
+        return None
+
+
+def worst_state(layers: Sequence[LayerView]) -> LayerState:
+    """Return the state that stands for the whole image: the most serious of its layers'."""
+    return max((layer.status.state for layer in layers), key=_SEVERITY.__getitem__, default=LayerState.CLEAN)

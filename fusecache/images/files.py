@@ -1,0 +1,254 @@
+"""Images as files: the root directory of the mount, its files, and what an opener holds.
+
+Owns how block-device semantics show through a file: what open flags mean, what lies past the end, who may resize,
+create, rename and remove. It must not know FUSE's protocol, nor what the control directory holds.
+"""
+
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fusecache.api.backend import ImageInfo
+from fusecache.api.errors import ImageGone, NotPermitted, OutOfRange, VolumeReadOnly
+from fusecache.api.volume import DONE, PENDING, Attempt, Buffers, Done, ReadDone
+from fusecache.images.image import Image
+from fusecache.images.node import Attributes, DirectoryNode, FileNode, Node, OpenFile
+from fusecache.images.registry import CONTROL_NAME, Registry
+
+ROOT_INODE = 1
+_IMAGE_BIT = 1 << 62
+
+
+def image_inode(key: str) -> int:
+    """Return the inode number of the image with that backend key: bit 62 and 62 bits of the key's SHA-256."""
+    return _IMAGE_BIT | int.from_bytes(hashlib.sha256(key.encode(errors="surrogateescape")).digest()[:8], "big") >> 2
+
+
+@dataclass(frozen=True, slots=True)
+class FilePolicy:
+    """What the mount's configuration says of image files.
+
+    Attributes:
+        mode: permission bits.
+        create, rename, remove, resize: whether files may be created, renamed, removed, and truncated or grown.
+    """
+
+    uid: int
+    gid: int
+    mode: int = 0o600
+    create: bool = False
+    rename: bool = False
+    remove: bool = False
+    resize: bool = False
+
+
+class ImageFile(OpenFile):
+    """An opener of an image."""
+
+    __slots__ = ("_creator", "_image", "_policy", "_registry", "_unconfirmed", "_writable", "direct", "keep_cache")
+
+    parallel = True
+
+    def __init__(self, registry: Registry, image: Image, flags: int, policy: FilePolicy, *, creator: bool) -> None:
+        self._registry = registry
+        self._image = image
+        self._policy = policy
+        self._creator = creator
+        self._writable = flags & os.O_ACCMODE != os.O_RDONLY
+        self.direct = bool(flags & os.O_DIRECT)
+        self.keep_cache = image.cache_valid
+        # The kernel drops old pages when an open without keep_cache completes; the first request shows that it has.
+        self._unconfirmed = not self.keep_cache
+        image.openers += 1
+        image.writers += self._writable
+
+    @property
+    def end(self) -> int:
+        return self._image.top.size
+
+    def clip(self, offset: int, length: int) -> int:
+        image = self._image
+        if self._creator:
+            return length
+        if offset >= image.size:
+            raise OutOfRange(f"image {image.name!r} ends at {image.size}: nothing can be written at {offset}")
+        return image.size - offset
+
+    def read(self, offset: int, length: int, done: ReadDone) -> Buffers | Attempt:
+        if self._unconfirmed:
+            self._confirm()
+        return self._image.read(offset, length, done)
+
+    def write(self, offset: int, data: memoryview, done: Done) -> Attempt:
+        if self._unconfirmed:
+            self._confirm()
+        image = self._image
+        if offset + len(data) > image.size:
+            image.nursery.start_soon(self._grow_and_write, offset, data, done)
+            return PENDING
+        return image.write(offset, data, done)
+
+    def _confirm(self) -> None:
+        self._unconfirmed = False
+        self._image.cache_valid = True
+
+    async def _grow_and_write(self, offset: int, data: memoryview, done: Done) -> None:
+        try:
+            await self._image.grow(offset + len(data))
+            outcome = self._image.write(offset, data, done)
+        except Exception as error:
+            done(error)
+        else:
+            if outcome is DONE:
+                done(None)
+
+    def zero(self, offset: int, length: int, done: Done) -> Attempt:
+        length = min(length, self._image.size - offset)
+        return self._image.write_zeroes(offset, length, done) if length > 0 else DONE
+
+    def discard(self, offset: int, length: int, done: Done) -> Attempt:
+        length = min(length, self._image.size - offset)
+        return self._image.discard(offset, length, done) if length > 0 else DONE
+
+    def allocate(self, offset: int, length: int, done: Done, *, keep_size: bool) -> Attempt:
+        image = self._image
+        if keep_size or offset + length <= image.size:
+            return DONE
+        self.check_resize(offset + length)
+        image.nursery.start_soon(self._allocate, offset + length, done)
+        return PENDING
+
+    async def _allocate(self, size: int, done: Done) -> None:
+        try:
+            await self._image.grow(size)
+        except Exception as error:
+            done(error)
+        else:
+            done(None)
+
+    def check_resize(self, size: int) -> None:
+        """Raise NotPermitted where this opener may not set the length to *size*."""
+        if not (self._policy.resize or (self._creator and size >= self._image.size)):
+            raise NotPermitted(f"image {self._image.name!r}: set resize = true in [mount] to allow a change of size")
+
+    async def resize(self, size: int) -> None:
+        """Set the length, as ``ftruncate`` on this opener's descriptor."""
+        self.check_resize(size)
+        await self._image.resize(size)
+
+    def flush(self, done: Done) -> Attempt:
+        return self._image.flush(done)
+
+    async def seek(self, offset: int, *, hole: bool) -> int:
+        image = self._image
+        found = await image.seek(offset, hole=hole) if offset < image.size else None
+        if found is None:
+            raise OSError(errno.ENXIO, f"image {image.name!r}: no {'hole' if hole else 'data'} from {offset} on")
+        return found
+
+    def close(self) -> None:
+        if self._unconfirmed:
+            self._confirm()
+        self._image.openers -= 1
+        self._image.writers -= self._writable
+        self._registry.release(self._image)
+
+
+class ImageNode(FileNode):
+    """An image's name."""
+
+    def __init__(self, registry: Registry, info: ImageInfo, policy: FilePolicy) -> None:
+        self.inode = image_inode(info.key)
+        self.name = info.name
+        self._registry = registry
+        self._policy = policy
+        self._info: ImageInfo | None = info
+
+    async def attributes(self) -> Attributes:
+        # The description that came with the lookup serves the reply to that lookup; later ones are asked for anew.
+        info, self._info = self._info, None
+        image = self._registry.opened(self.name)
+        if info is None:
+            info = await (image.stack.image.info() if image is not None else self._registry.lookup(self.name))
+            self._check_key(info)
+        size = image.size if image is not None else info.size
+        mode = self._policy.mode & ~0o222 if info.read_only else self._policy.mode
+        return Attributes(
+            inode=self.inode,
+            mode=stat.S_IFREG | mode,
+            size=size,
+            blocks=(size if info.allocated is None else info.allocated) // 512,
+            uid=self._policy.uid,
+            gid=self._policy.gid,
+            mtime_ns=max(info.mtime_ns, image.mtime_ns if image is not None else 0),
+        )
+
+    async def open(self, flags: int) -> OpenFile:
+        image = await self._registry.acquire(self.name)
+        try:
+            self._check_key(image.info)
+            return self._opened(image, flags, creator=False)
+        except BaseException:
+            self._registry.release(image)
+            raise
+
+    def _check_key(self, info: ImageInfo) -> None:
+        if image_inode(info.key) != self.inode:
+            raise ImageGone(f"image {self.name!r} was replaced by another of that name")
+
+    def _opened(self, image: Image, flags: int, *, creator: bool) -> ImageFile:
+        if image.read_only and flags & os.O_ACCMODE != os.O_RDONLY:
+            raise VolumeReadOnly(f"image {self.name!r} can only be read")
+        return ImageFile(self._registry, image, flags, self._policy, creator=creator)
+
+    async def resize(self, size: int) -> None:
+        if not self._policy.resize:
+            raise NotPermitted(f"image {self.name!r}: set resize = true in [mount] to allow a change of size")
+        async with self._registry.using(self.name) as image:
+            await image.resize(size)
+
+
+class RootDirectory(DirectoryNode):
+    """The mount's root: a file for each image, and the control directory."""
+
+    inode = ROOT_INODE
+
+    def __init__(self, registry: Registry, control: DirectoryNode, policy: FilePolicy) -> None:
+        self._registry = registry
+        self._control = control
+        self._policy = policy
+
+    async def attributes(self) -> Attributes:
+        writable = self._policy.create or self._policy.rename or self._policy.remove
+        mode = stat.S_IFDIR | (0o755 if writable else 0o555)
+        return Attributes(inode=self.inode, mode=mode, uid=self._policy.uid, gid=self._policy.gid, nlink=3)
+
+    async def lookup(self, name: str) -> Node:
+        if name == CONTROL_NAME:
+            return self._control
+        return ImageNode(self._registry, await self._registry.lookup(name), self._policy)
+
+    async def entries(self) -> Sequence[tuple[str, Node]]:
+        images = [(info.name, ImageNode(self._registry, info, self._policy)) for info in await self._registry.list()]
+        entries: list[tuple[str, Node]] = [(CONTROL_NAME, self._control), *images]
+        return sorted(entries, key=lambda entry: entry[0])
+
+    async def create(self, name: str, flags: int) -> tuple[FileNode, OpenFile]:
+        if not self._policy.create:
+            raise NotPermitted(f"image {name!r}: set create = true in [mount] to allow new images")
+        image = await self._registry.create(name)
+        node = ImageNode(self._registry, image.info, self._policy)
+        return node, node._opened(image, flags, creator=True)
+
+    async def unlink(self, name: str) -> None:
+        if not self._policy.remove:
+            raise NotPermitted(f"image {name!r}: set remove = true in [mount] to allow images to be removed")
+        await self._registry.remove(name)
+
+    async def rename(self, old: str, new: str) -> None:
+        if not self._policy.rename:
+            raise NotPermitted(f"image {old!r}: set rename = true in [mount] to allow images to be renamed")
+        await self._registry.rename(old, new)

@@ -1,0 +1,255 @@
+"""One open image: the range guard, the alignment and the barriers above its stack.
+
+Owns what makes a stack of volumes usable by many unruly callers at once. It must not know files, handles or FUSE, nor
+how a stack is put together.
+
+The methods named like a volume's (``read`` … ``flush``) are attempts in the sense of :mod:`fusecache.api.volume` that
+never decline: they return DONE (or the buffers), or PENDING and call ``done`` later. They accept any offset and length
+inside ``[0, size)``.
+"""
+
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import trio
+
+from fusecache.api.backend import ImageInfo
+from fusecache.api.errors import FusecacheError, VolumeClosed
+from fusecache.api.ranges import Extent, ExtentKind, widen
+from fusecache.api.volume import DECLINED, PENDING, Attempt, Buffers, Done, ReadDone
+from fusecache.images.guard import EVERYTHING, Hold, RangeGuard
+from fusecache.images.requests import ChangeRequest, DiscardRequest, ReadRequest, WriteRequest, ZeroRequest
+from fusecache.stack.assemble import MissingLayer, Stack, StackLayer
+
+_SEEK_SLICE = 1 << 30
+
+
+class ImageFailed(FusecacheError):
+    """The image's stack came down; the image must be opened again (EIO)."""
+
+
+class _Barrier(Hold):
+    __slots__ = ("_event",)
+
+    def __init__(self) -> None:
+        super().__init__(0, EVERYTHING, exclusive=True)
+        self._event = trio.Event()
+
+    def granted(self) -> None:
+        self._event.set()
+
+    async def wait(self) -> None:
+        await self._event.wait()
+
+
+class Image:
+    """An image while its stack is open.
+
+    Attributes:
+        name: its present name.
+        info: its description when it was opened.
+        openers, writers: how many files are open on it, and how many of those for writing.
+        cache_valid: what the kernel kept of earlier opens is still true.
+        guard, top, alignment, nursery: for the requests of this package.
+    """
+
+    def __init__(self, stack: Stack, info: ImageInfo, content_changed: Callable[["Image"], None]) -> None:
+        self.name = info.name
+        self.info = info
+        self.openers = 0
+        self.writers = 0
+        self.cache_valid = False
+        self.stack = stack
+        self.top = stack.top
+        self.alignment = stack.alignment
+        self.nursery = stack.nursery
+        self.guard = RangeGuard()
+        self._mask = stack.alignment - 1
+        self._spare_read = ReadRequest(self)
+        self._spare_write = WriteRequest(self)
+        self._content_changed = content_changed
+        self._failure: BaseException | None = None
+        self._touched = False
+        self._mtime_ns = info.mtime_ns
+
+    def __repr__(self) -> str:
+        return f"<Image {self.name!r}, {self.openers} openers, {self.guard.active} requests>"
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        return self.top.size
+
+    @property
+    def read_only(self) -> bool:
+        """Nothing can be changed."""
+        return self.top.read_only
+
+    @property
+    def layers(self) -> Sequence[StackLayer]:
+        """The layers that are open, bottom up."""
+        return self.stack.layers
+
+    @property
+    def missing(self) -> Sequence[MissingLayer]:
+        """The configured layers that the image was opened without."""
+        return self.stack.missing
+
+    @property
+    def mtime_ns(self) -> int:
+        """Time of the last change through this mount, or of the image when it was opened."""
+        if self._touched:
+            self._touched = False
+            self._mtime_ns = time.time_ns()
+        return self._mtime_ns
+
+    def fail(self, error: BaseException) -> None:
+        """Answer every later request with an error: the stack is gone."""
+        self._failure = error
+        # Sends every request past the fast path, to the check.
+        self.guard.active += 1
+
+    def close(self) -> None:
+        """Answer every later request with an error: the stack has been closed."""
+        if self._failure is None:
+            self.fail(VolumeClosed("the image has been closed"))
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise ImageFailed(f"image {self.name!r}: its stack failed: {self._failure!r}") from self._failure
+
+    # The fast path: with nothing in flight and an aligned request there is nothing to hold, because attempt and reply
+    # happen in one go on one thread. A spare request lends its ``done``; it is used up only where the attempt goes on.
+
+    def read(self, offset: int, length: int, done: ReadDone) -> Buffers | Attempt:
+        """Read *length* bytes."""
+        if self.guard.active or (offset | length) & self._mask:
+            self._check()
+            return ReadRequest(self).prepare(offset, length, done).submit()
+        spare = self._spare_read
+        outcome = self.top.try_read(offset, length, spare.read_ended)
+        if outcome is PENDING:
+            self._spare_read = ReadRequest(self)
+            spare.prepare(offset, length, done).adopt()
+        elif outcome is DECLINED:
+            ReadRequest(self).prepare(offset, length, done).decline()
+            return PENDING
+        return outcome
+
+    def write(self, offset: int, data: memoryview, done: Done) -> Attempt:
+        """Write *data*, which stays unchanged until the end."""
+        self._touched = True
+        if self.guard.active or (offset | len(data)) & self._mask:
+            self._check()
+            return _end_of(WriteRequest(self).prepare(offset, data, done))
+        spare = self._spare_write
+        outcome = self.top.try_write(offset, data, spare.ended)
+        if outcome is PENDING:
+            self._spare_write = WriteRequest(self)
+            spare.prepare(offset, data, done).adopt()
+        elif outcome is DECLINED:
+            WriteRequest(self).prepare(offset, data, done).decline()
+            return PENDING
+        return outcome
+
+    def write_zeroes(self, offset: int, length: int, done: Done) -> Attempt:
+        """Make a range read as zeroes, keeping its space."""
+        self._touched = True
+        self._check()
+        return _end_of(ZeroRequest(self).prepare(offset, length, done))
+
+    def discard(self, offset: int, length: int, done: Done) -> Attempt:
+        """Make a range read as zeroes and free its space."""
+        self._touched = True
+        self._check()
+        return _end_of(DiscardRequest(self).prepare(offset, length, done))
+
+    def flush(self, done: Done) -> Attempt:
+        """Make durable all that was acknowledged before; waits for nothing that is in flight."""
+        self._check()
+        outcome = self.top.try_flush(done)
+        if outcome is DECLINED:
+            self.nursery.start_soon(self._flush, done)
+            return PENDING
+        return outcome
+
+    async def _flush(self, done: Done) -> None:
+        try:
+            await self.top.flush()
+        except Exception as error:
+            done(error)
+        except BaseException:
+            done(VolumeClosed("the image was closed under the request"))
+            raise
+        else:
+            done(None)
+
+    async def seek(self, offset: int, *, hole: bool) -> int | None:
+        """Return the next offset from *offset* on that lies in a hole (or in data); None where data ends before.
+
+        The end of the image counts as a hole.
+        """
+        self._check()
+        wanted = ExtentKind.HOLE if hole else ExtentKind.DATA
+        at, size = offset, self.size
+        while at < size:
+            extents: Sequence[Extent] = await self.top.extents(*self._aligned(at, min(_SEEK_SLICE, size - at)))
+            for extent in extents:
+                if extent.kind is wanted and extent.end > at:
+                    return max(at, extent.offset)
+            at = extents[-1].end
+        return size if hole else None
+
+    def _aligned(self, offset: int, length: int) -> tuple[int, int]:
+        span = widen(offset, length, self.alignment, self.size)
+        return span.start, span.end - span.start
+
+    @asynccontextmanager
+    async def barrier(self) -> AsyncIterator[None]:
+        """Wait for everything in flight and keep everything new waiting until the end of the block."""
+        hold = _Barrier()
+        try:
+            if not self.guard.acquire(hold):
+                await hold.wait()
+            yield
+        finally:
+            self.guard.release(hold)
+
+    async def resize(self, size: int) -> None:
+        """Set the length, between all requests before and all after."""
+        self._check()
+        async with self.barrier():
+            self._touched = True
+            await self.top.resize(size)
+            self._content_changed(self)
+
+    async def grow(self, size: int) -> None:
+        """Make the image at least *size* long."""
+        if size > self.size:
+            async with self.barrier():
+                if size > self.size:
+                    await self.top.resize(size)
+
+    async def writeback(self, index: int | None) -> None:
+        """Write a layer's dirty data to the level below; with None, everything down into the backend."""
+        self._check()
+        await self.stack.writeback(index)
+
+    async def invalidate(self, index: int, *, dirty: bool) -> None:
+        """Drop a layer's content, between all requests before and all after.
+
+        Raises:
+            LayerDirty: the layer, or one above it, is dirty.
+            BadCommand: there is no such layer.
+        """
+        self._check()
+        async with self.barrier():
+            await self.stack.invalidate(index, dirty=dirty)
+            self._content_changed(self)
+
+
+def _end_of(request: ChangeRequest) -> Attempt:
+    outcome = request.submit()
+    assert isinstance(outcome, Attempt)
+    return outcome

@@ -1,0 +1,272 @@
+"""All images of a mount: from a name to an open image, and how long it stays open.
+
+Owns the one hosting task of each open image, and when it starts and ends. It must not know files, handles or FUSE.
+
+An image is open from the first user until ``release_after`` after the last one; its hosting task holds its stack, and
+with it the backend's exclusive lock. A stack that fails takes down its image and nothing else: requests are answered
+with errors, and the next opener gets a new stack.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import trio
+
+from fusecache.api.backend import Backend, ImageInfo
+from fusecache.api.errors import ImageBusy, ImageNotFound, VolumeClosed
+from fusecache.api.layer import Emit
+from fusecache.config.schema import StackConfig
+from fusecache.images.image import Image
+from fusecache.stack.assemble import Stack
+
+log = logging.getLogger(__name__)
+
+CONTROL_NAME = ".control"
+"""The control directory's name; an image of that name is not shown."""
+
+
+class _Host:
+    """The life of one open image, shared by the task that hosts it and those that use it."""
+
+    def __init__(self, info: ImageInfo) -> None:
+        self.info = info
+        self.users = 0
+        self.image: Image | None = None
+        self.error: Exception | None = None
+        self.ready = trio.Event()
+        self.closing = False
+        self.closed = trio.Event()
+        self.changed = trio.Event()
+
+    def change(self) -> None:
+        """Have the hosting task look again."""
+        self.changed.set()
+        self.changed = trio.Event()
+
+
+class Registry:
+    """Opens images on demand and closes them when they are no longer used.
+
+    Args:
+        open_stack: assembles the stack of an image, by name.
+        stack_for: what the configuration says of an image's stack.
+        nursery: where hosting tasks live.
+        release_after: seconds an unused image stays open.
+        on_open: called with each image that was opened, before anybody uses it.
+        content_changed: called when an image's content changed otherwise than by requests.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        open_stack: Callable[[str], AbstractAsyncContextManager[Stack]],
+        stack_for: Callable[[str], StackConfig | None],
+        nursery: trio.Nursery,
+        release_after: float,
+        emit: Emit,
+        on_open: Callable[[Image], None] = lambda image: None,
+        content_changed: Callable[[Image], None] = lambda image: None,
+    ) -> None:
+        self.backend = backend
+        self._open_stack = open_stack
+        self._stack_for = stack_for
+        self._nursery = nursery
+        self._release_after = release_after
+        self._emit = emit
+        self._on_open = on_open
+        self._content_changed = content_changed
+        self._hosts: dict[str, _Host] = {}
+        self._stopping = False
+        self._control_reported = False
+
+    async def list(self) -> Sequence[ImageInfo]:
+        """Return all images that are shown."""
+        shown = []
+        for info in await self.backend.list():
+            if info.name == CONTROL_NAME:
+                self._report_control()
+            else:
+                shown.append(info)
+        return shown
+
+    def _report_control(self) -> None:
+        if not self._control_reported:
+            self._control_reported = True
+            self._emit(
+                "image-hidden", f"the image named {CONTROL_NAME} is not shown: the name is the control directory's"
+            )
+
+    async def lookup(self, name: str) -> ImageInfo:
+        """Return an image's description without opening it.
+
+        Raises:
+            ImageNotFound: there is none.
+        """
+        if name == CONTROL_NAME:
+            raise ImageNotFound(f"image {name!r}: not shown, the name is the control directory's")
+        info = await self.backend.lookup(name)
+        host = self._hosts.get(info.key)
+        if host is not None and host.image is not None:
+            host.image.name = name
+        return info
+
+    def opened(self, name: str) -> Image | None:
+        """Return the image if it is open, without opening it."""
+        for host in self._hosts.values():
+            if host.image is not None and host.image.name == name and not host.closing:
+                return host.image
+        return None
+
+    def all_open(self) -> Sequence[Image]:
+        """Return the open images."""
+        return [host.image for host in self._hosts.values() if host.image is not None]
+
+    def configured(self, name: str) -> StackConfig | None:
+        """Return what the configuration says of the image's stack."""
+        return self._stack_for(name)
+
+    async def acquire(self, name: str) -> Image:
+        """Become a user of an image, opening it if need be; to be followed by one :meth:`release`.
+
+        A cancellation leaves nothing behind: the image closes as if it had been released.
+
+        Raises:
+            ImageNotFound, ImageBusy, PluginMissing, PoolMissing, Fenced: see the rules for opening a stack.
+            VolumeClosed: the mount is ending.
+        """
+        while True:
+            info = await self.lookup(name)
+            if self._stopping:
+                raise VolumeClosed(f"image {name!r}: the mount is ending")
+            host = self._hosts.get(info.key)
+            if host is None:
+                host = self._hosts[info.key] = _Host(info)
+                self._nursery.start_soon(self._run_host, host)
+            elif host.closing:
+                await host.closed.wait()
+                continue
+            host.users += 1
+            try:
+                await host.ready.wait()
+            except BaseException:
+                self._leave(host)
+                raise
+            if host.image is not None:
+                return host.image
+            assert host.error is not None
+            raise host.error
+
+    def release(self, image: Image) -> None:
+        """Stop being a user of *image*. Never waits."""
+        for host in self._hosts.values():
+            if host.image is image:
+                self._leave(host)
+                return
+
+    def _leave(self, host: _Host) -> None:
+        host.users -= 1
+        host.change()
+
+    @asynccontextmanager
+    async def using(self, name: str) -> AsyncIterator[Image]:
+        """Use an image for the length of a block."""
+        image = await self.acquire(name)
+        try:
+            yield image
+        finally:
+            self.release(image)
+
+    async def create(self, name: str) -> Image:
+        """Create an empty image and become its user.
+
+        Raises:
+            ImageExists: the name is taken.
+        """
+        if name == CONTROL_NAME:
+            raise ImageBusy(f"image {name!r}: the name is the control directory's")
+        await self.backend.create(name, 0)
+        return await self.acquire(name)
+
+    async def rename(self, old: str, new: str) -> None:
+        """Rename an image, open or not.
+
+        Raises:
+            ImageNotFound, ImageExists
+        """
+        if CONTROL_NAME in (old, new):
+            raise ImageBusy(f"image {CONTROL_NAME!r}: the name is the control directory's")
+        info = await self.lookup(old)
+        await self.backend.rename(old, new)
+        host = self._hosts.get(info.key)
+        if host is not None and host.image is not None:
+            host.image.name = new
+
+    async def remove(self, name: str) -> None:
+        """Remove an image that nobody uses.
+
+        Raises:
+            ImageNotFound: there is none.
+            ImageBusy: it is in use.
+        """
+        info = await self.lookup(name)
+        host = self._hosts.get(info.key)
+        if host is not None:
+            if host.users:
+                raise ImageBusy(f"image {name!r} is open")
+            host.closing = True
+            host.change()
+            await host.closed.wait()
+        await self.backend.remove(name)
+
+    async def close(self) -> None:
+        """Close all images, used or not, and flush what was written; later requests fail."""
+        self._stopping = True
+        hosts = tuple(self._hosts.values())
+        for host in hosts:
+            host.closing = True
+            host.change()
+        for host in hosts:
+            await host.closed.wait()
+
+    async def _run_host(self, host: _Host) -> None:
+        name = host.info.name
+        try:
+            async with self._open_stack(name) as stack:
+                image = host.image = Image(stack, host.info, self._content_changed)
+                self._on_open(image)
+                host.ready.set()
+                await self._until_unused(host)
+                if not image.read_only:
+                    await image.top.flush()
+        except Exception as error:
+            if host.image is None:
+                host.error = _first(error)
+            else:
+                log.exception("image %r: its stack came down", host.image.name)
+                self._emit("image-failed", f"image {host.image.name!r}: its stack came down: {_first(error)}")
+                host.image.fail(_first(error))
+        finally:
+            if host.image is not None:
+                host.image.close()
+            del self._hosts[host.info.key]
+            host.ready.set()
+            host.closed.set()
+
+    async def _until_unused(self, host: _Host) -> None:
+        while not host.closing:
+            changed = host.changed
+            if host.users:
+                await changed.wait()
+                continue
+            with trio.move_on_after(self._release_after):
+                await changed.wait()
+                continue
+            host.closing = not host.users
+
+
+def _first(error: BaseException) -> Exception:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error if isinstance(error, Exception) else VolumeClosed(repr(error))

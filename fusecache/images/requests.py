@@ -1,0 +1,265 @@
+"""One request to an open image, from its arrival until its reply is out.
+
+Owns the steps of a request that could not be answered on the spot: hold the range, attempt, else run the asynchronous
+method in a task, read-modify-write where the stack wants more alignment than the caller keeps, reply, let go. It must
+not know who asked, nor what the stack is made of.
+
+A hold is released only after ``done`` has returned, and ``done`` writes the reply: a later request for the same bytes
+starts after the earlier one's reply is out.
+"""
+
+from collections.abc import Coroutine
+from typing import Any, Protocol
+
+import trio
+
+from fusecache.api.errors import VolumeClosed
+from fusecache.api.ranges import Span, is_aligned, widen
+from fusecache.api.volume import DECLINED, DONE, PENDING, Attempt, Buffers, Done, ReadDone, ReadOutcome, Volume, joined
+from fusecache.images.guard import Hold, RangeGuard
+
+
+class Host(Protocol):
+    """What a request needs of its open image."""
+
+    @property
+    def top(self) -> Volume: ...
+    @property
+    def alignment(self) -> int: ...
+    @property
+    def guard(self) -> RangeGuard: ...
+    @property
+    def nursery(self) -> trio.Nursery: ...
+
+
+class Request(Hold):
+    """A request under way. Its hold is widened to whole blocks where it is not aligned."""
+
+    __slots__ = ("_host", "aligned", "length", "offset")
+
+    def __init__(self, host: Host, *, exclusive: bool) -> None:
+        super().__init__(0, 0, exclusive=exclusive)
+        self._host = host
+
+    def _place(self, offset: int, length: int) -> None:
+        host = self._host
+        size = host.top.size
+        self.aligned = is_aligned(offset, length, host.alignment, size)
+        span = Span(offset, offset + length) if self.aligned else widen(offset, length, host.alignment, size)
+        self.start, self.end = span
+        self.offset = offset
+        self.length = length
+
+    def adopt(self) -> None:
+        """Hold the range for an attempt that was made with nothing in flight and is PENDING."""
+        self._host.guard.acquire(self)
+
+    def decline(self) -> None:
+        """The same for an attempt that was DECLINED: run the asynchronous method."""
+        self._host.guard.acquire(self)
+        self._host.nursery.start_soon(self._run)
+
+    def submit(self) -> ReadOutcome | Attempt:
+        """Start, or wait for the range; returns what an attempt returns, but never DECLINED."""
+        guard = self._host.guard
+        if not guard.acquire(self):
+            return PENDING
+        try:
+            outcome = self._begin()
+        except BaseException:
+            guard.release(self)
+            raise
+        if outcome is not PENDING:
+            guard.release(self)
+        return outcome
+
+    def granted(self) -> None:
+        try:
+            outcome = self._begin()
+        except Exception as error:
+            self._end(error, ())
+            return
+        if outcome is DONE:
+            self._end(None, ())
+        elif not isinstance(outcome, Attempt):
+            self._end(None, outcome)
+
+    def _begin(self) -> ReadOutcome | Attempt:
+        outcome = self._attempt() if self.aligned else DECLINED
+        if outcome is DECLINED:
+            self._host.nursery.start_soon(self._run)
+            return PENDING
+        return outcome
+
+    async def _run(self) -> None:
+        try:
+            buffers = await (self._call() if self.aligned else self._call_unaligned())
+        except Exception as error:
+            self._end(error, ())
+        except BaseException:
+            self._end(VolumeClosed("the image was closed under the request"), ())
+            raise
+        else:
+            self._end(None, buffers)
+
+    def _end(self, error: BaseException | None, buffers: Buffers) -> None:
+        try:
+            self._reply(error, buffers)
+        finally:
+            self._host.guard.release(self)
+
+    def _attempt(self) -> ReadOutcome | Attempt:
+        raise NotImplementedError
+
+    def _call(self) -> Coroutine[Any, Any, Buffers]:
+        raise NotImplementedError
+
+    def _call_unaligned(self) -> Coroutine[Any, Any, Buffers]:
+        raise NotImplementedError
+
+    def _reply(self, error: BaseException | None, buffers: Buffers) -> None:
+        raise NotImplementedError
+
+
+class ReadRequest(Request):
+    """Read *length* bytes."""
+
+    __slots__ = ("_done",)
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(host, exclusive=False)
+
+    def prepare(self, offset: int, length: int, done: ReadDone) -> "ReadRequest":
+        """Say what to read; returns itself."""
+        self._place(offset, length)
+        self._done = done
+        return self
+
+    def _attempt(self) -> ReadOutcome:
+        return self._host.top.try_read(self.offset, self.length, self.read_ended)
+
+    def read_ended(self, error: BaseException | None, buffers: Buffers) -> None:
+        """The ``done`` given to the stack."""
+        self._end(error, buffers)
+
+    def _call(self) -> Coroutine[Any, Any, Buffers]:
+        return self._host.top.read(self.offset, self.length)
+
+    async def _call_unaligned(self) -> Buffers:
+        data = memoryview(joined(await self._host.top.read(self.start, self.end - self.start)))
+        at = self.offset - self.start
+        return (data[at : at + self.length],)
+
+    def _reply(self, error: BaseException | None, buffers: Buffers) -> None:
+        self._done(error, buffers)
+
+
+class ChangeRequest(Request):
+    """A request that changes its range; the base of write, write-zeroes and discard."""
+
+    __slots__ = ("_done",)
+
+    _done: Done
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(host, exclusive=True)
+
+    def ended(self, error: BaseException | None) -> None:
+        """The ``done`` given to the stack."""
+        self._end(error, ())
+
+    def _reply(self, error: BaseException | None, buffers: Buffers) -> None:
+        self._done(error)
+
+    async def _overwrite(self, start: int, end: int, data: memoryview) -> None:
+        # Read-modify-write of the aligned span [start, end) with data at its place inside; the edges keep their bytes.
+        block, top = self._host.alignment, self._host.top
+        at = max(self.offset, start)
+        merged = bytearray(end - start)
+        for edge in {start, (end - 1) // block * block}:
+            length = min(block, end - edge)
+            merged[edge - start : edge - start + length] = joined(await top.read(edge, length))
+        merged[at - start : at - start + len(data)] = data
+        await top.write(start, memoryview(merged))
+
+
+class WriteRequest(ChangeRequest):
+    """Write *data*."""
+
+    __slots__ = ("_data",)
+
+    def prepare(self, offset: int, data: memoryview, done: Done) -> "WriteRequest":
+        """Say what to write; returns itself."""
+        self._place(offset, len(data))
+        self._data = data
+        self._done = done
+        return self
+
+    def _attempt(self) -> Attempt:
+        return self._host.top.try_write(self.offset, self._data, self.ended)
+
+    async def _call(self) -> Buffers:
+        await self._host.top.write(self.offset, self._data)
+        return ()
+
+    async def _call_unaligned(self) -> Buffers:
+        await self._overwrite(self.start, self.end, self._data)
+        return ()
+
+
+class ClearRequest(ChangeRequest):
+    """The base of write-zeroes and discard."""
+
+    __slots__ = ()
+
+    def prepare(self, offset: int, length: int, done: Done) -> "ClearRequest":
+        """Say what to clear; returns itself."""
+        self._place(offset, length)
+        self._done = done
+        return self
+
+    async def _clear(self, offset: int, length: int) -> None:
+        raise NotImplementedError
+
+    async def _call(self) -> Buffers:
+        await self._clear(self.offset, self.length)
+        return ()
+
+    async def _call_unaligned(self) -> Buffers:
+        block, end = self._host.alignment, self.offset + self.length
+        inner_start = -(-self.offset // block) * block
+        inner_end = end if end == self._host.top.size else end // block * block
+        if inner_start > inner_end:
+            await self._overwrite(self.start, self.end, memoryview(bytes(self.length)))
+            return ()
+        if self.offset < inner_start:
+            await self._overwrite(self.start, inner_start, memoryview(bytes(inner_start - self.offset)))
+        if inner_start < inner_end:
+            await self._clear(inner_start, inner_end - inner_start)
+        if inner_end < end:
+            await self._overwrite(inner_end, self.end, memoryview(bytes(end - inner_end)))
+        return ()
+
+
+class ZeroRequest(ClearRequest):
+    """Make the range read as zeroes, keeping its space."""
+
+    __slots__ = ()
+
+    def _attempt(self) -> Attempt:
+        return self._host.top.try_write_zeroes(self.offset, self.length, self.ended)
+
+    async def _clear(self, offset: int, length: int) -> None:
+        await self._host.top.write_zeroes(offset, length)
+
+
+class DiscardRequest(ClearRequest):
+    """Make the range read as zeroes and free its space."""
+
+    __slots__ = ()
+
+    def _attempt(self) -> Attempt:
+        return self._host.top.try_discard(self.offset, self.length, self.ended)
+
+    async def _clear(self, offset: int, length: int) -> None:
+        await self._host.top.discard(offset, length)

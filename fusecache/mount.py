@@ -1,0 +1,257 @@
+"""The composition root: the one place where all parts of a mount meet.
+
+Owns how a mount starts and ends. Nothing imports it but the command line.
+"""
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from fusecache.api.completions import Completions
+from fusecache.api.layer import Emit
+from fusecache.backends import open_backend
+from fusecache.config.schema import Config, MountConfig
+from fusecache.control.files import Ownership
+from fusecache.control.hops import hops_of
+from fusecache.control.status import MountInfo
+from fusecache.control.tree import ControlTree
+from fusecache.fuse import mounting
+from fusecache.fuse.resident import make_resident
+from fusecache.fuse.session import Session, mounted
+from fusecache.images.files import FilePolicy, RootDirectory, image_inode
+from fusecache.images.image import Image
+from fusecache.images.registry import Registry
+from fusecache.metrics.events import EventLog
+from fusecache.metrics.export import prometheus_text
+from fusecache.metrics.registry import Sources, make_registry
+from fusecache.stack.assemble import Stack
+from fusecache.stack.assemble import open_stack as assemble_stack
+from fusecache.stack.link import Op
+from fusecache.state.store import MountRecord, StateStore
+
+log = logging.getLogger(__name__)
+
+_DETACH_SECONDS: Final = 2.0
+_DRAIN_SECONDS: Final = 4.0
+"""How long an ending mount waits for requests under way."""
+_END_SECONDS: Final = 9.0
+"""How long ending may take before the process leaves behind what hangs."""
+
+
+def run(config: Config, mountpoint: Path, *, ready: Callable[[], None]) -> None:
+    """Mount and serve in the foreground, until unmounted, SIGTERM or SIGINT.
+
+    Ending keeps dirty data in the persistent layers: requests under way are answered, every layer is flushed, nothing
+    is written back. It takes ten seconds at the most; then what hangs is left behind, and the process exits with 0.
+
+    Args:
+        ready: called once, when the mount serves.
+
+    Raises:
+        OSError, FusecacheError: the mount cannot be made; the message says why, and nothing is mounted.
+    """
+    try:
+        trio.run(partial(serve, config, mountpoint, ready=ready))
+    except BaseExceptionGroup as group:
+        failure: BaseException = group
+        while isinstance(failure, BaseExceptionGroup) and len(failure.exceptions) == 1:
+            failure = failure.exceptions[0]
+    else:
+        return
+    raise failure
+
+
+async def serve(config: Config, mountpoint: Path, *, ready: Callable[[], None]) -> None:
+    """As :func:`run`, inside a trio program. One mount per process: pyfuse3 has one session."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        await _serve(config, mountpoint, signals, ready)
+
+
+async def _serve(config: Config, mountpoint: Path, signals: AsyncIterator[int], ready: Callable[[], None]) -> None:
+    path = mounting.prepare(mountpoint)
+    events = EventLog()
+    store = StateStore(config.mount.state_dir)
+    async with _completions() as completions, open_backend(config.backend, completions, events.emit) as backend:
+        record = MountRecord(str(path), os.getpid(), str(config.path), time.time(), backend.description)
+        async with trio.open_nursery() as nursery:
+            sessions: list[Session] = []
+            registry = Registry(
+                backend,
+                open_stack=lambda name: assemble_stack(
+                    backend=backend,
+                    name=name,
+                    configured=config.stack_for(name),
+                    store=store,
+                    completions=completions,
+                    emit=events.emit,
+                    mountpoint=str(path),
+                ),
+                stack_for=config.stack_for,
+                nursery=nursery,
+                release_after=config.mount.release_after,
+                emit=events.emit,
+                on_open=lambda image: control.rates.apply(image),
+                content_changed=lambda image: _invalidate(sessions, image),
+            )
+            policy = _policy(config.mount)
+            control = ControlTree(
+                registry,
+                nursery,
+                mount=MountInfo(version("fusecache"), os.getpid(), str(path), backend.description),
+                owner=Ownership(policy.uid, policy.gid, config.mount.control_group, time.time_ns()),
+                events=events,
+                metrics=lambda: prometheus_text(metrics),
+                control_wait=config.mount.control_wait,
+            )
+
+            metrics = make_registry(
+                Sources(
+                    version=version("fusecache"),
+                    backend=config.backend.type,
+                    operations=tuple(Op),
+                    hops=lambda: hops_of(registry.all_open(), config.backend.type),
+                    open_images=lambda: len(registry.all_open()),
+                    running_commands=lambda: len(control.runner.running),
+                    slots_in_use=lambda: sum(session.channel.memory.in_use for session in sessions),
+                )
+            )
+
+            def root(session: Session) -> RootDirectory:
+                sessions.append(session)
+                return RootDirectory(registry, control.root, policy)
+
+            async with mounted(
+                path,
+                root,
+                completions=completions,
+                spin=config.mount.spin,
+                allow_other=config.mount.allow_other,
+                on_full=partial(_report_full, store, record, events.emit),
+            ) as session:
+                store.write_mount_record(record)
+                try:
+                    make_resident()
+                    events.emit("mounted", f"{backend.description} at {path}")
+                    await _until_ended(session, path, signals, ready)
+                    await _end(session, registry)
+                finally:
+                    store.remove_mount_record(str(path))
+            nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def open_stack(config: Config, image: str) -> AsyncIterator[Stack]:
+    """Open an image's stack without mounting, under the same locks as a mount.
+
+    Raises:
+        FusecacheError: see :func:`fusecache.stack.assemble.open_stack`.
+    """
+    store = StateStore(config.mount.state_dir)
+    emit: Emit = log_event
+    async with (
+        _completions() as completions,
+        open_backend(config.backend, completions, emit) as backend,
+        assemble_stack(
+            backend=backend,
+            name=image,
+            configured=config.stack_for(image),
+            store=store,
+            completions=completions,
+            emit=emit,
+        ) as stack,
+    ):
+        yield stack
+
+
+def log_event(kind: str, text: str) -> None:
+    """An :data:`fusecache.api.Emit` for when nobody keeps events."""
+    log.info("%s: %s", kind, text)
+
+
+@asynccontextmanager
+async def _completions() -> AsyncIterator[Completions]:
+    completions = Completions()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(completions.run)
+        yield completions
+        nursery.cancel_scope.cancel()
+    completions.close()
+
+
+def _policy(mount: MountConfig) -> FilePolicy:
+    return FilePolicy(
+        uid=os.geteuid() if mount.owner is None else mount.owner,
+        gid=os.getegid() if mount.group is None else mount.group,
+        mode=mount.mode,
+        create=mount.create,
+        rename=mount.rename,
+        remove=mount.remove,
+        resize=mount.resize,
+    )
+
+
+def _invalidate(sessions: list[Session], image: Image) -> None:
+    for session in sessions:
+        session.notifier.invalidate(image_inode(image.info.key))
+
+
+def _report_full(store: StateStore, record: MountRecord, emit: Emit, full: bool) -> None:
+    if full:
+        emit("slots-full", "all request slots are taken; reading no further requests until one is answered")
+    store.write_mount_record(replace(record, slots_full=full))
+
+
+async def _until_ended(session: Session, path: Path, signals: AsyncIterator[int], ready: Callable[[], None]) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_detach_on_signal, path, signals, nursery.cancel_scope)
+        ready()
+        await session.unmounted.wait()
+        nursery.cancel_scope.cancel()
+
+
+async def _detach_on_signal(path: Path, signals: AsyncIterator[int], ended: trio.CancelScope) -> None:
+    async for number in signals:
+        log.info("%s: ending", signal.Signals(number).name)
+        # In a thread and bounded: the kernel may want something of us before it lets go.
+        with trio.move_on_after(_DETACH_SECONDS):
+            await trio.to_thread.run_sync(_detach, path, abandon_on_cancel=True)
+        ended.cancel()
+
+
+def _detach(path: Path) -> None:
+    try:
+        mounting.unmount(path)
+    except OSError:
+        # Used, or already gone.
+        try:
+            mounting.unmount(path, lazy=True)
+        except OSError as error:
+            log.info("%s", error)
+
+
+async def _end(session: Session, registry: Registry) -> None:
+    watchdog = threading.Timer(_END_SECONDS, _leave_behind)
+    watchdog.daemon = True
+    watchdog.start()
+    with trio.move_on_after(_DRAIN_SECONDS):
+        await session.stop()
+    session.channel.handles.close_all()
+    await registry.close()
+    watchdog.cancel()
+
+
+def _leave_behind() -> None:
+    log.warning("ending took longer than %g s; leaving behind what hangs", _END_SECONDS)
+    logging.shutdown()
+    os._exit(0)

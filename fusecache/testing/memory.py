@@ -1,0 +1,256 @@
+"""Images in memory: the volume and the backend that need no disk.
+
+Owns a complete and strict implementation of the backend's contract, for tests of whatever stands above. It must not
+know layers.
+
+Strict means: requests outside the contract are refused, PENDING attempts take effect only when they end, and buffers
+lent by a read attempt are overwritten at the next request, so that a caller who keeps them too long is found out.
+"""
+
+import itertools
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import trio
+
+from fusecache.api.backend import Backend, BackendImage, ImageInfo
+from fusecache.api.errors import ImageBusy, ImageExists, ImageNotFound, VolumeClosed
+from fusecache.api.identity import Identity
+from fusecache.api.ranges import Extent
+from fusecache.api.volume import DECLINED, DONE, PENDING, Attempt, Buffers, Done, ReadDone, ReadOutcome
+from fusecache.testing.requests import AttemptMode, Request, check_request
+from fusecache.testing.sparse import SparseBytes
+
+T = TypeVar("T")
+
+_keys = itertools.count(1)
+_POISON = 0xDB
+
+
+@dataclass(eq=False)
+class MemoryImage:
+    """What stays of an image while nobody has it open."""
+
+    name: str
+    content: SparseBytes
+    key: str = field(default_factory=lambda: str(next(_keys)))
+    identity: Identity = field(default_factory=lambda: Identity(f"memory:{uuid.uuid4()}"))
+    owner: str | None = None
+    changes: int = 0
+
+    def info(self) -> ImageInfo:
+        """Describe the image; its time of change is a count of changes."""
+        return ImageInfo(
+            name=self.name,
+            key=self.key,
+            size=self.content.size,
+            allocated=self.content.allocated,
+            mtime_ns=self.changes,
+        )
+
+
+class MemoryVolume(BackendImage):
+    """An image in memory that remembers its holes.
+
+    Args:
+        size: length of a new image, which reads as zeroes.
+        alignment: requests that do not keep to it raise :class:`~fusecache.api.errors.Misaligned`.
+        attempts: what every ``try_`` method answers. ``"pending"`` attempts take effect and end at the loop's next
+            turn.
+        image: an image that exists already, in place of a new one.
+        read_only: refuse changes.
+    """
+
+    def __init__(
+        self,
+        size: int = 0,
+        *,
+        alignment: int = 1,
+        attempts: AttemptMode = "declined",
+        image: MemoryImage | None = None,
+        read_only: bool = False,
+    ) -> None:
+        self.image = image or MemoryImage("image", SparseBytes(size))
+        self.identity = self.image.identity
+        self.size = self.image.content.size
+        self.alignment = alignment
+        self.preferred_io = max(65536, alignment)
+        self.attempts = attempts
+        self.read_only = read_only
+        self._lent: bytearray | None = None
+        self._closed = False
+
+    @property
+    def content(self) -> SparseBytes:
+        """The bytes, to be looked at by tests."""
+        return self.image.content
+
+    def close(self) -> None:
+        """Refuse every later request."""
+        self._closed = True
+        self._take_back()
+
+    async def read(self, offset: int, length: int) -> Buffers:
+        return [await self._run(Request("read", offset, length), lambda: self.content.read(offset, length))]
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        await self._run(Request("write", offset, len(data)), lambda: self._write(offset, data))
+
+    async def write_zeroes(self, offset: int, length: int) -> None:
+        await self._run(Request("write_zeroes", offset, length), lambda: self._write(offset, bytes(length)))
+
+    async def discard(self, offset: int, length: int) -> None:
+        await self._run(Request("discard", offset, length), lambda: self._punch(offset, length))
+
+    async def flush(self) -> None:
+        await self._run(Request("flush"), lambda: None)
+
+    async def extents(self, offset: int, length: int) -> Sequence[Extent]:
+        return await self._run(Request("extents", offset, length), lambda: self.content.extents(offset, length))
+
+    async def resize(self, size: int) -> None:
+        await self._run(Request("resize", 0, size), lambda: self._resize(size))
+
+    async def info(self) -> ImageInfo:
+        await trio.lowlevel.checkpoint()
+        return self.image.info()
+
+    def try_read(self, offset: int, length: int, done: ReadDone) -> ReadOutcome:
+        self._enter(Request("read", offset, length))
+        if self.attempts == "declined":
+            return DECLINED
+        if self.attempts == "pending":
+            _soon(lambda: done(None, [self.content.read(offset, length)]))
+            return PENDING
+        self._lent = bytearray(self.content.read(offset, length))
+        return [memoryview(self._lent)]
+
+    def try_write(self, offset: int, data: memoryview, done: Done) -> Attempt:
+        return self._attempt(Request("write", offset, len(data)), lambda: self._write(offset, data), done)
+
+    def try_write_zeroes(self, offset: int, length: int, done: Done) -> Attempt:
+        request = Request("write_zeroes", offset, length)
+        return self._attempt(request, lambda: self._write(offset, bytes(length)), done)
+
+    def try_discard(self, offset: int, length: int, done: Done) -> Attempt:
+        return self._attempt(Request("discard", offset, length), lambda: self._punch(offset, length), done)
+
+    def try_flush(self, done: Done) -> Attempt:
+        return self._attempt(Request("flush"), lambda: None, done)
+
+    async def _run(self, request: Request, apply: Callable[[], T]) -> T:
+        self._enter(request)
+        await trio.lowlevel.checkpoint()
+        return apply()
+
+    def _attempt(self, request: Request, apply: Callable[[], None], done: Done) -> Attempt:
+        self._enter(request)
+        if self.attempts == "declined":
+            return DECLINED
+        if self.attempts == "pending":
+            _soon(lambda: _end(apply, done))
+            return PENDING
+        apply()
+        return DONE
+
+    def _enter(self, request: Request) -> None:
+        if self._closed:
+            raise VolumeClosed(f"found {request}, allowed on a closed volume: nothing")
+        check_request(self, request)
+        self._take_back()
+
+    def _take_back(self) -> None:
+        if self._lent is not None:
+            self._lent[:] = bytes([_POISON]) * len(self._lent)
+            self._lent = None
+
+    def _write(self, offset: int, data: bytes | memoryview) -> None:
+        self.content.write(offset, data)
+        self.image.changes += 1
+
+    def _punch(self, offset: int, length: int) -> None:
+        self.content.punch(offset, length)
+        self.image.changes += 1
+
+    def _resize(self, size: int) -> None:
+        self.content.resize(size)
+        self.size = size
+        self.image.changes += 1
+
+
+class MemoryBackend(Backend):
+    """A place of images in memory.
+
+    Args:
+        attempts: as of :class:`MemoryVolume`, for every image.
+        names: images to begin with, each with its size.
+    """
+
+    def __init__(self, *, attempts: AttemptMode = "declined", names: dict[str, int] | None = None) -> None:
+        self.description = "memory"
+        self.attempts: AttemptMode = attempts
+        self.images = {name: MemoryImage(name, SparseBytes(size)) for name, size in (names or {}).items()}
+
+    async def list(self) -> Sequence[ImageInfo]:
+        await trio.lowlevel.checkpoint()
+        return [image.info() for image in self.images.values()]
+
+    async def lookup(self, name: str) -> ImageInfo:
+        await trio.lowlevel.checkpoint()
+        return self._image(name).info()
+
+    @asynccontextmanager
+    async def open(self, name: str, *, read_only: bool = False) -> AsyncIterator[BackendImage]:
+        await trio.lowlevel.checkpoint()
+        image = self._image(name)
+        self._require_unowned(image)
+        volume = MemoryVolume(attempts=self.attempts, image=image, read_only=read_only)
+        image.owner = trio.lowlevel.current_task().name
+        try:
+            yield volume
+        finally:
+            volume.close()
+            image.owner = None
+
+    async def create(self, name: str, size: int) -> ImageInfo:
+        await trio.lowlevel.checkpoint()
+        self._require_free(name)
+        image = self.images[name] = MemoryImage(name, SparseBytes(size))
+        return image.info()
+
+    async def rename(self, old: str, new: str) -> None:
+        await trio.lowlevel.checkpoint()
+        image = self._image(old)
+        self._require_free(new)
+        self.images[new] = self.images.pop(old)
+        image.name = new
+
+    async def remove(self, name: str) -> None:
+        await trio.lowlevel.checkpoint()
+        self._require_unowned(self._image(name))
+        del self.images[name]
+
+    def _image(self, name: str) -> MemoryImage:
+        if name not in self.images:
+            raise ImageNotFound(f"found no image {name!r}, there are: {sorted(self.images)}")
+        return self.images[name]
+
+    def _require_free(self, name: str) -> None:
+        if name in self.images:
+            raise ImageExists(f"found an image {name!r}, allowed: a name that is not taken")
+
+    def _require_unowned(self, image: MemoryImage) -> None:
+        if image.owner is not None:
+            raise ImageBusy(f"image {image.name!r} is open in task {image.owner!r}")
+
+
+def _end(apply: Callable[[], None], done: Done) -> None:
+    apply()
+    done(None)
+
+
+def _soon(call: Callable[[], object]) -> None:
+    trio.lowlevel.current_trio_token().run_sync_soon(call)

@@ -1,0 +1,56 @@
+"""Who may import whom."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.support.project import ROOT, name_of, python_files
+
+
+def imported_modules(path: Path) -> Iterator[str]:
+    """Yield the absolute name of every module that *path* imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{name_of(path)}:{node.lineno}: a relative import"
+            assert node.module is not None
+            yield node.module
+
+
+def test_the_import_contracts_hold() -> None:
+    lint = Path(sys.executable).with_name("lint-imports")
+    result = subprocess.run([lint, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_contract_imports_the_standard_library_and_trio_only() -> None:
+    strange = [
+        f"{name_of(path)} imports {module}"
+        for path in python_files("fusecache/api")
+        for module in imported_modules(path)
+        if module.split(".")[0] not in {*sys.stdlib_module_names, "trio"} and not module.startswith("fusecache.api")
+    ]
+    assert not strange
+
+
+def test_pyfuse3_is_imported_in_fuse_only() -> None:
+    importers = {
+        name_of(path)
+        for path in python_files("fusecache", "layers")
+        if any(module.split(".")[0] == "pyfuse3" for module in imported_modules(path))
+    }
+    assert {name for name in importers if not name.startswith("fusecache/fuse/")} == set()
+
+
+def test_a_layer_imports_nothing_of_the_core_but_its_contract() -> None:
+    strange = []
+    for path in python_files("layers"):
+        allowed = ["fusecache.api"] + (["fusecache.testing"] if "tests" in path.parts else [])
+        for module in imported_modules(path):
+            of_core = module.split(".")[0] == "fusecache"
+            if of_core and not any(f"{module}.".startswith(f"{prefix}.") for prefix in allowed):
+                strange.append(f"{name_of(path)} imports {module}")
+    assert not strange
