@@ -34,12 +34,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark ``soak`` whatever a soak run makes longer or different."""
     for item in items:
         varies = {"seed", "soak_seconds"}.intersection(getattr(item, "fixturenames", ()))
-        if varies or item.get_closest_marker("hypothesis"):
+        if varies or (isinstance(item, pytest.Function) and hypothesis.is_hypothesis_test(item.obj)):
             item.add_marker("soak")
 
 

@@ -99,10 +99,12 @@ class ImageFile:
 
         Raises:
             ImageShrank: the file ends before the range does.
+            FusecacheError: it does not, and yet the kernel returned less (EIO).
         """
         data = self._read_direct(offset, length) if self.direct else self._read_buffered(offset, length)
         if len(data) < length:
-            raise self._shrank(offset + len(data))
+            self._check_length()
+            raise FusecacheError(f"{self.path}: a read of {length} bytes at {offset} gave {len(data)}")
         return (data,)
 
     def write(self, offset: int, data: memoryview) -> None:
@@ -196,7 +198,7 @@ class ImageFile:
         while got < skip + length:
             count = os.preadv(self._direct_fd, [whole[got:]], start + got)
             got += count
-            # A part of a block comes from the end of the file only.
+            # After a part of a block the next read would not be aligned; it comes from the end of the file.
             if not count or count % BLOCK:
                 break
         return whole[skip : max(skip, min(got, skip + length))]
@@ -228,11 +230,8 @@ class ImageFile:
     def _check_length(self) -> int:
         length = self.describe().st_size
         if length < self.size:
-            raise self._shrank(length)
+            raise ImageShrank(f"{self.path} ends at {length} bytes instead of {self.size}: truncated by somebody else")
         return length
-
-    def _shrank(self, length: int) -> ImageShrank:
-        return ImageShrank(f"{self.path} ends at {length} bytes instead of {self.size}: truncated by somebody else")
 
 
 def is_image(found: os.stat_result) -> bool:

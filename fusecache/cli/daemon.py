@@ -4,6 +4,7 @@ Owns the pipe between the two processes. The daemon writes one message to it: ``
 and closes it. It must not know what is mounted.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -41,7 +42,9 @@ class Readiness:
     def _say(self, message: bytes) -> None:
         fd, self._fd = self._fd, None
         if fd is not None:
-            os.write(fd, message)
+            # Whoever started the mount may be gone; the mount is there for others.
+            with contextlib.suppress(BrokenPipeError):
+                os.write(fd, message)
             os.close(fd)
 
 
@@ -72,7 +75,7 @@ def start(arguments: Sequence[str], log_file: Path) -> None:
         )
     os.close(writer)
     try:
-        with open(reader, "rb") as pipe:
+        with os.fdopen(reader, "rb") as pipe:
             message = pipe.read()
     except BaseException:
         daemon.terminate()

@@ -9,7 +9,7 @@ from typing import Final
 import click
 
 from fusecache.cli.failure import Failure
-from fusecache.cli.mounted import Mounted, appended
+from fusecache.cli.mounted import Mounted, NotAnswering, appended
 from fusecache.cli.output import json_option
 from fusecache.cli.target import mount_at
 from fusecache.fuse import mounting
@@ -42,8 +42,10 @@ def _events_or_end(mount: Mounted) -> list[str] | None:
     """Return the retained events, or None once the mount is gone."""
     try:
         return mount.events()
-    except Failure as failure:
-        if mounting.find_mount(mount.mountpoint) is None or mount.died(failure):
+    except NotAnswering:
+        raise
+    except Failure:
+        if mounting.find_mount(mount.mountpoint) is None or mounting.is_stale(mount.mountpoint):
             return None
         raise
 

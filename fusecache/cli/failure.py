@@ -24,7 +24,7 @@ class Failure(click.ClickException):
 
     def __init__(self, message: str, exit_code: int = EXIT_FAILED) -> None:
         super().__init__(message)
-        self.exit_code = exit_code
+        self.exit_code = exit_code  # type: ignore[misc]  # click asks the instance
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the message, each line with the program's name."""
@@ -57,6 +57,8 @@ def failure_of(error: Exception) -> Failure | None:
 def _failures_told() -> Iterator[None]:
     try:
         yield
+    except click.ClickException:
+        raise
     except Exception as error:
         failure = failure_of(error)
         if failure is None:

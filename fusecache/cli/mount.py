@@ -16,7 +16,7 @@ import click
 
 from fusecache import mount
 from fusecache.cli import daemon
-from fusecache.cli.failure import Command, Failure, failure_of
+from fusecache.cli.failure import Command, failure_of
 from fusecache.cli.main import set_up_logging
 from fusecache.cli.plugins import check_options
 from fusecache.config.load import load_config

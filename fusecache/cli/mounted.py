@@ -24,6 +24,10 @@ ANSWER_WITHIN: Final = 5.0
 _POLL_EVERY: Final = 0.5
 
 
+class NotAnswering(Failure):
+    """The mount's daemon is there and does not answer."""
+
+
 class _Write(threading.Thread):
     """The one ``write(2)`` of a command; it may take as long as the mount's ``control_wait``.
 
@@ -67,7 +71,8 @@ class Mounted:
         """Return the content of a control file.
 
         Raises:
-            Failure: it cannot be read, or not within :data:`ANSWER_WITHIN` seconds.
+            NotAnswering: not within :data:`ANSWER_WITHIN` seconds.
+            Failure: it cannot be read.
         """
         # Not even SIGKILL ends the wait for a hung daemon that has taken the request: the reader is left behind.
         reader = subprocess.Popen(
@@ -81,7 +86,7 @@ class Mounted:
             content, complaint = reader.communicate(timeout=ANSWER_WITHIN)
         except subprocess.TimeoutExpired:
             reader.kill()
-            raise Failure(f"{self.mountpoint}: the mount does not answer within {ANSWER_WITHIN:g} s") from None
+            raise NotAnswering(f"{self.mountpoint}: the mount does not answer within {ANSWER_WITHIN:g} s") from None
         if reader.returncode:
             raise Failure(complaint.decode(errors="replace").strip().removeprefix("cat: "))
         return content.decode(errors="replace")

@@ -3,7 +3,6 @@
 Owns the event loop of commands that work unmounted. It must not know verbs.
 """
 
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -17,10 +16,8 @@ from fusecache.backends import open_backend
 from fusecache.cli.failure import unwrapped
 from fusecache.cli.output import Progress, progress
 from fusecache.config.schema import Config
-from fusecache.mount import open_stack
+from fusecache.mount import log_event, open_stack
 from fusecache.stack.assemble import Stack
-
-log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -31,7 +28,7 @@ def list_images(config: Config) -> Sequence[ImageInfo]:
     """Return the images of the configuration's backend, sorted by name. Writes nothing."""
 
     async def listed() -> Sequence[ImageInfo]:
-        async with _completions() as completions, open_backend(config.backend, completions, _emit) as backend:
+        async with _completions() as completions, open_backend(config.backend, completions, log_event) as backend:
             return await backend.list()
 
     return sorted(_run(listed), key=lambda info: info.name)
@@ -95,7 +92,3 @@ async def _show_dirty(stack: Stack, line: Progress) -> None:
         dirty = sum(hop.layer.status().dirty_bytes for hop in stack.layers)
         line.show(f"{format_size(dirty)} left")
         await trio.sleep(_POLL_EVERY)
-
-
-def _emit(kind: str, text: str) -> None:
-    log.info("%s: %s", kind, text)

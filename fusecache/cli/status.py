@@ -8,7 +8,6 @@ import click
 
 from fusecache.api.units import format_size
 from fusecache.cli.failure import Failure
-from fusecache.cli.mounted import Mounted
 from fusecache.cli.output import json_option, print_json, print_table
 from fusecache.cli.target import all_mounts, mount_at
 from fusecache.metrics.text import printable

@@ -9,7 +9,7 @@ from typing import Final
 import click
 
 from fusecache.cli.failure import Failure
-from fusecache.cli.mounted import Mounted
+from fusecache.cli.mounted import Mounted, NotAnswering
 from fusecache.cli.target import mount_at
 from fusecache.fuse import mounting
 
@@ -51,8 +51,10 @@ def _pid_of(mount: Mounted) -> int | None:
     """Return the daemon's process id; None where the daemon is gone."""
     try:
         return int(mount.status()["pid"])
-    except Failure as failure:
-        if mount.hangs(failure) or not mounting.is_stale(mount.mountpoint):
+    except NotAnswering:
+        raise
+    except Failure:
+        if not mounting.is_stale(mount.mountpoint):
             raise
         return None
 

@@ -76,6 +76,9 @@ class _OpenReport(OpenFile):
     def read(self, offset: int, length: int, done: ReadDone) -> Buffers | Attempt:
         return (self._content[offset : offset + length],)
 
+    async def resize(self, size: int) -> None:
+        """Succeed without effect, as truncation by name does."""
+
     def close(self) -> None:
         pass
 

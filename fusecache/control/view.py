@@ -83,7 +83,7 @@ def _closed_view(
 def _configured_rate(options: Mapping[str, object]) -> int | None:
     try:
         return parse_rate(str(options.get("writeback_rate", "max")))
-    except ValueError:
+    except (ValueError, OverflowError):
         # Only the layer's own plugin can say whether its options are right, and that it does when it is loaded.
         return None
 

@@ -27,8 +27,7 @@ Copy: TypeAlias = Callable[[Backend, str, str], None]
 Fingerprint: TypeAlias = Callable[[Backend], object]
 
 SIZE: Final = 65536 + 517
-NO_IMAGES: Final = ("", ".", "..", "missing", "missing/image", "../missing", "n" * 300, "zero\0byte")
-"""Names that no image has, in a place without images."""
+IMPOSSIBLE_NAMES: Final = ("", ".", "..", "image/", "missing/image", "../image", "n" * 300, "zero\0byte")
 
 
 @dataclass(frozen=True)
@@ -40,16 +39,19 @@ class Place:
     fingerprint: Fingerprint | None = None
 
 
-async def expect_raises(kind: type[FusecacheError], call: Awaitable[object], what: str) -> None:
-    """See that *call* raises *kind*, with a message."""
+async def expect_raises(
+    kinds: type[Exception] | tuple[type[Exception], ...], call: Awaitable[object], what: str
+) -> None:
+    """See that *call* raises one of *kinds*, with a message."""
+    names = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
     try:
         found = await call
-    except kind as error:
-        expect(bool(str(error)), f"{what} raised {kind.__name__} without a message")
+    except kinds as error:
+        expect(bool(str(error)), f"{what} raised {error!r}, without a message")
     except Exception as error:
-        raise Broken(f"{what} raised {error!r}, expected {kind.__name__}") from error
+        raise Broken(f"{what} raised {error!r}, expected {names}") from error
     else:
-        raise Broken(f"{what} returned {found!r}, expected {kind.__name__}")
+        raise Broken(f"{what} returned {found!r}, expected {names}")
 
 
 async def _open_and_close(backend: Backend, name: str, *, read_only: bool = False) -> str:
@@ -138,14 +140,15 @@ async def listing_and_lookup_write_nothing(place: Place) -> None:
 
 
 async def what_is_no_image_is_not_found(place: Place) -> None:
-    """ImageNotFound from lookup, open, rename and remove, for missing names and impossible ones."""
+    """ImageNotFound from lookup, open, rename and remove; an error of some kind for a name that no image can have."""
     backend = place.backend
     await backend.create("image", SIZE)
-    for name in NO_IMAGES:
-        await expect_raises(ImageNotFound, backend.lookup(name), f"lookup of {name!r}")
-        await expect_raises(ImageNotFound, _open_and_close(backend, name), f"open of {name!r}")
-        await expect_raises(ImageNotFound, backend.remove(name), f"remove of {name!r}")
-        await expect_raises(ImageNotFound, backend.rename(name, "new"), f"rename of {name!r}")
+    for name in ("missing", *IMPOSSIBLE_NAMES):
+        kinds = (ImageNotFound,) if name == "missing" else (FusecacheError, OSError)
+        await expect_raises(kinds, backend.lookup(name), f"lookup of {name!r}")
+        await expect_raises(kinds, _open_and_close(backend, name), f"open of {name!r}")
+        await expect_raises(kinds, backend.remove(name), f"remove of {name!r}")
+        await expect_raises(kinds, backend.rename(name, "new"), f"rename of {name!r}")
     expect(await _names(backend) == {"image"}, f"found {await _names(backend)}, expected one image")
 
 
