@@ -18,6 +18,7 @@ from typing import Final
 
 import trio
 
+from fusecache.api.backend import Backend
 from fusecache.api.completions import Completions
 from fusecache.api.layer import Emit
 from fusecache.backends import open_backend
@@ -82,72 +83,96 @@ async def _serve(config: Config, mountpoint: Path, signals: AsyncIterator[int], 
     path = mounting.prepare(mountpoint)
     events = EventLog()
     store = StateStore(config.mount.state_dir)
-    async with _completions() as completions, open_backend(config.backend, completions, events.emit) as backend:
+    async with (
+        _completions() as completions,
+        open_backend(config.backend, completions, events.emit) as backend,
+        trio.open_nursery() as nursery,
+    ):
         record = MountRecord(str(path), os.getpid(), str(config.path), time.time(), backend.description)
-        async with trio.open_nursery() as nursery:
-            sessions: list[Session] = []
-            registry = Registry(
-                backend,
-                open_stack=lambda name: assemble_stack(
-                    backend=backend,
-                    name=name,
-                    configured=config.stack_for(name),
-                    store=store,
-                    completions=completions,
-                    emit=events.emit,
-                    mountpoint=str(path),
-                ),
-                stack_for=config.stack_for,
-                nursery=nursery,
-                release_after=config.mount.release_after,
-                emit=events.emit,
-                on_open=lambda image: control.rates.apply(image),
-                content_changed=lambda image: _invalidate(sessions, image),
-            )
-            policy = _policy(config.mount)
-            control = ControlTree(
-                registry,
-                nursery,
-                mount=MountInfo(version("fusecache"), os.getpid(), str(path), backend.description),
-                owner=Ownership(policy.uid, policy.gid, config.mount.control_group, time.time_ns()),
-                events=events,
-                metrics=lambda: prometheus_text(metrics),
-                control_wait=config.mount.control_wait,
-            )
+        parts = _Parts(config, path, backend, store, completions, events, nursery)
+        async with mounted(
+            path,
+            parts.root,
+            completions=completions,
+            spin=config.mount.spin,
+            allow_other=config.mount.allow_other,
+            on_full=partial(_report_full, store, record, events.emit),
+        ) as session:
+            store.write_mount_record(record)
+            try:
+                make_resident()
+                events.emit("mounted", f"{backend.description} at {path}")
+                await _until_ended(session, path, signals, ready)
+                await _end(session, parts.registry)
+            finally:
+                store.remove_mount_record(str(path))
+        nursery.cancel_scope.cancel()
 
-            metrics = make_registry(
-                Sources(
-                    version=version("fusecache"),
-                    backend=config.backend.type,
-                    operations=tuple(Op),
-                    hops=lambda: hops_of(registry.all_open(), config.backend.type),
-                    open_images=lambda: len(registry.all_open()),
-                    running_commands=lambda: len(control.runner.running),
-                    slots_in_use=lambda: sum(session.channel.memory.in_use for session in sessions),
-                )
-            )
 
-            def root(session: Session) -> RootDirectory:
-                sessions.append(session)
-                return RootDirectory(registry, control.root, policy)
+class _Parts:
+    """What a mount shows: the images and the control directory over them, wired to each other."""
 
-            async with mounted(
-                path,
-                root,
+    def __init__(
+        self,
+        config: Config,
+        path: Path,
+        backend: Backend,
+        store: StateStore,
+        completions: Completions,
+        events: EventLog,
+        nursery: trio.Nursery,
+    ) -> None:
+        self._session: Session | None = None
+        self._policy = _policy(config.mount)
+        self.registry = Registry(
+            backend,
+            open_stack=lambda name: assemble_stack(
+                backend=backend,
+                name=name,
+                configured=config.stack_for(name),
+                store=store,
                 completions=completions,
-                spin=config.mount.spin,
-                allow_other=config.mount.allow_other,
-                on_full=partial(_report_full, store, record, events.emit),
-            ) as session:
-                store.write_mount_record(record)
-                try:
-                    make_resident()
-                    events.emit("mounted", f"{backend.description} at {path}")
-                    await _until_ended(session, path, signals, ready)
-                    await _end(session, registry)
-                finally:
-                    store.remove_mount_record(str(path))
-            nursery.cancel_scope.cancel()
+                emit=events.emit,
+                mountpoint=str(path),
+            ),
+            stack_for=config.stack_for,
+            nursery=nursery,
+            release_after=config.mount.release_after,
+            emit=events.emit,
+            on_open=self._apply_rates,
+            content_changed=self._invalidate,
+        )
+        sources = Sources(
+            version=version("fusecache"),
+            backend=config.backend.type,
+            operations=tuple(Op),
+            hops=lambda: hops_of(self.registry.all_open(), config.backend.type),
+            open_images=lambda: len(self.registry.all_open()),
+            running_commands=lambda: len(self._control.runner.running),
+            slots_in_use=lambda: self._session.channel.memory.in_use if self._session is not None else 0,
+        )
+        metrics = make_registry(sources)
+        self._control = ControlTree(
+            self.registry,
+            nursery,
+            mount=MountInfo(sources.version, os.getpid(), str(path), backend.description),
+            owner=Ownership(self._policy.uid, self._policy.gid, config.mount.control_group, time.time_ns()),
+            events=events,
+            metrics=lambda: prometheus_text(metrics),
+            control_wait=config.mount.control_wait,
+        )
+
+    def root(self, session: Session) -> RootDirectory:
+        """Return the root directory that *session* serves."""
+        self._session = session
+        return RootDirectory(self.registry, self._control.root, self._policy)
+
+    def _apply_rates(self, image: Image) -> None:
+        self._control.rates.apply(image)
+
+    def _invalidate(self, image: Image) -> None:
+        if self._session is not None:
+            self._session.notifier.invalidate(image_inode(image.info.key))
 
 
 @asynccontextmanager
@@ -199,11 +224,6 @@ def _policy(mount: MountConfig) -> FilePolicy:
         remove=mount.remove,
         resize=mount.resize,
     )
-
-
-def _invalidate(sessions: list[Session], image: Image) -> None:
-    for session in sessions:
-        session.notifier.invalidate(image_inode(image.info.key))
 
 
 def _report_full(store: StateStore, record: MountRecord, emit: Emit, full: bool) -> None:

@@ -15,7 +15,6 @@ import errno
 import logging
 import mmap
 import os
-import stat
 from typing import Final
 
 from fusecache.api import Buffer, Extent, ExtentKind, FusecacheError
@@ -232,11 +231,6 @@ class ImageFile:
         if length < self.size:
             raise ImageShrank(f"{self.path} ends at {length} bytes instead of {self.size}: truncated by somebody else")
         return length
-
-
-def is_image(found: os.stat_result) -> bool:
-    """Say whether a directory entry is an image: every regular file is."""
-    return stat.S_ISREG(found.st_mode)
 
 
 def _address(data: memoryview) -> int:

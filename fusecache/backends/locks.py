@@ -10,11 +10,11 @@ when the owner dies, however that happens.
 import errno
 import fcntl
 import os
+import stat
 from pathlib import Path
 from typing import Final
 
 from fusecache.api.errors import ImageBusy, ImageNotFound
-from fusecache.backends.files import is_image
 
 _READ_ONLY_ERRORS: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 _ATTEMPTS: Final = 100
@@ -56,7 +56,7 @@ def stat_image(directory: int, name: str) -> os.stat_result:
         found = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
         raise ImageNotFound(f"no image {name!r}") from None
-    if not is_image(found):
+    if not stat.S_ISREG(found.st_mode):
         raise ImageNotFound(f"no image {name!r}: what has that name is not a regular file")
     return found
 

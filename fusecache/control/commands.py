@@ -144,9 +144,12 @@ def _parse_snapshot(text: str) -> Snapshot:
 
 def _parse_rate(text: str, layer: int) -> SetRate:
     try:
-        return SetRate(layer, parse_rate(text))
+        # A blank may stand before the unit, so one at the end may look like one before no unit.
+        if not text.endswith(" "):
+            return SetRate(layer, parse_rate(text))
     except (ValueError, OverflowError):
-        raise _bad(CommandFile.WRITEBACK_RATE, text, 'bytes per second such as "50MiB", "0" or "max"') from None
+        pass
+    raise _bad(CommandFile.WRITEBACK_RATE, text, 'bytes per second such as "50MiB", "0" or "max"')
 
 
 def _bad(file: CommandFile, text: str, allowed: str) -> BadCommand:

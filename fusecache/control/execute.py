@@ -13,13 +13,13 @@ from fusecache.api.errors import BadCommand, FusecacheError, ImageNotFound, NotS
 from fusecache.control.commands import Command, Discard, Flush, SetRate, Snapshot
 from fusecache.control.rates import WritebackRates
 from fusecache.control.service import ImageService, OpenImage
-from fusecache.control.view import layers_of
+from fusecache.control.view import indexes_of, layers_of
 
 
 async def flush_all(service: ImageService, failed: Callable[[ImageInfo, Exception], None]) -> None:
     """Write everything of all open images back into the backend, all at once.
 
-    An image that is not open has been written back: only what is written back closes, or what a pause keeps.
+    An image that this mount had open closes only when it is written back, so none but the open ones are asked.
 
     Args:
         failed: called for each image whose write-back fails, while the others go on.
@@ -49,11 +49,14 @@ async def flush_all(service: ImageService, failed: Callable[[ImageInfo, Exceptio
 async def _write_back(service: ImageService, image: OpenImage) -> None:
     try:
         async with service.using(image.name) as held:
-            await held.writeback(None)
+            if held.info.key == image.info.key:
+                await held.writeback(None)
+                return
     except ImageNotFound:
-        # Removed behind us while it is open: no name leads to it any more, and its stack knows what that means.
-        if image in service.all_open():
-            await image.writeback(None)
+        pass
+    # Removed or replaced behind us: no name leads to it any more, and its own stack knows what that means.
+    if image in service.all_open():
+        await image.writeback(None)
 
 
 async def execute(service: ImageService, rates: WritebackRates, info: ImageInfo, command: Command) -> None:
@@ -76,7 +79,7 @@ async def execute(service: ImageService, rates: WritebackRates, info: ImageInfo,
         case Snapshot():
             raise NotSupported(f"image {info.name!r}: its backend takes no snapshots")
         case SetRate(layer, rate):
-            check_layer(service, rates, info, command)
+            check_layer(service, info, command)
             _set_rate(service, rates, info, layer, rate)
 
 
@@ -87,11 +90,11 @@ def _set_rate(service: ImageService, rates: WritebackRates, info: ImageInfo, lay
     rates.set(info, layer, rate, view.layer)
 
 
-def check_layer(service: ImageService, rates: WritebackRates, info: ImageInfo, command: Command) -> None:
+def check_layer(service: ImageService, info: ImageInfo, command: Command) -> None:
     """Raise BadCommand if *command* names a layer that the image does not have. Never waits."""
     if isinstance(command, Snapshot) or command.layer is None:
         return
-    known = [view.index for view in layers_of(service, rates, info)]
+    known = indexes_of(service, info)
     if command.layer not in known:
         allowed = ", ".join(map(str, known)) or "none, there are no layers"
         raise BadCommand(f"image {info.name!r}: found layer {command.layer}, allowed: {allowed}")

@@ -1,7 +1,7 @@
 """How far a write-back has come.
 
-Owns how bytes left, rate and time left are computed from the layers' figures, and the line that says so. Pure. It
-must not know which command asked for the write-back.
+Owns how bytes left, rate and time left are computed from the layers' figures, and the line that says so. It must
+not know which command asked for the write-back.
 """
 
 import math
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
 from fusecache.control.service import OpenImage
+from fusecache.control.view import status_of
 
 IDLE = "idle"
 """The line where nothing is being written back."""
@@ -19,7 +20,9 @@ Written: TypeAlias = Mapping[tuple[str, int], int]
 
 def written_by(images: Iterable[OpenImage]) -> Written:
     """Return what each layer of *images* has written back since it was opened."""
-    return {(image.info.key, hop.index): hop.layer.status().writeback_bytes for image in images for hop in image.layers}
+    return {
+        (image.info.key, layer.index): status_of(layer).writeback_bytes for image in images for layer in image.layers
+    }
 
 
 def progress_line(images: Iterable[OpenImage], layer: int | None, before: Written, elapsed: float) -> str:
@@ -32,12 +35,12 @@ def progress_line(images: Iterable[OpenImage], layer: int | None, before: Writte
     """
     left = written = 0
     for image in images:
-        for hop in image.layers:
-            if layer in (None, hop.index):
-                status = hop.layer.status()
+        for each in image.layers:
+            if layer in (None, each.index):
+                status = status_of(each)
                 left += status.dirty_bytes
                 # A layer that was reopened meanwhile counts from zero again.
-                written += max(0, status.writeback_bytes - before.get((image.info.key, hop.index), 0))
+                written += max(0, status.writeback_bytes - before.get((image.info.key, each.index), 0))
     rate = int(written / elapsed) if elapsed > 0 else 0
     seconds = str(math.ceil(left / rate)) if rate else "?" if left else "0"
     return f"{left} bytes left, {rate} bytes/s, {seconds} s left"

@@ -26,7 +26,7 @@ class WritebackRates:
 
     def apply(self, image: OpenImage) -> None:
         """Give an image that was just opened the rates that were set for it."""
-        for hop in image.layers:
-            key = (image.info.key, hop.index)
+        for layer in image.layers:
+            key = (image.info.key, layer.index)
             if key in self._set:
-                hop.layer.set_writeback_rate(self._set[key])
+                layer.layer.set_writeback_rate(self._set[key])

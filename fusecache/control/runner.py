@@ -107,7 +107,7 @@ class CommandRunner:
         try:
             command = parse(target.file, content, target.layer)
             if target.image is not None:
-                check_layer(self._service, self._rates, target.image, command)
+                check_layer(self._service, target.image, command)
         except BadCommand as error:
             self._record_failure(target, str(error))
             raise

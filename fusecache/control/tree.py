@@ -22,7 +22,7 @@ from fusecache.control.runner import CommandRunner, Target
 from fusecache.control.service import ImageService
 from fusecache.control.status import Json, MountInfo, StatusSource
 from fusecache.control.text import image_text, mount_text
-from fusecache.control.view import LayerView, layers_of
+from fusecache.control.view import LayerView, indexes_of, layers_of
 from fusecache.images.node import DirectoryNode, Node
 from fusecache.metrics.events import EventLog
 
@@ -105,8 +105,7 @@ class ControlTree:
         return FixedDirectory(report_inode(*path), owner, lambda: entries, lasting=False)
 
     def _layers(self, info: ImageInfo) -> Mapping[str, Node]:
-        indexes = [view.index for view in layers_of(self._service, self.rates, info)]
-        return {str(index): self._layer_directory(info, index) for index in indexes}
+        return {str(index): self._layer_directory(info, index) for index in indexes_of(self._service, info)}
 
     def _layer_directory(self, info: ImageInfo, index: int) -> Node:
         path = (_IMAGES, info.key, _LAYERS, str(index))

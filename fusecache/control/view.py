@@ -4,6 +4,7 @@ Owns where each figure comes from: the open stack, or else the configuration. No
 the figures are shown.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from fusecache.control.rates import WritebackRates
 from fusecache.control.service import ImageService
 from fusecache.stack.assemble import MissingLayer, StackLayer
 from fusecache.stack.stats import Op
+
+log = logging.getLogger(__name__)
 
 _SEVERITY = {state: rank for rank, state in enumerate(LayerState)}
 
@@ -42,6 +45,16 @@ class LayerView:
     absent: str = ""
 
 
+def status_of(layer: StackLayer) -> LayerStatus:
+    """Return the figures of an open layer; where it cannot tell them, a failed layer's: a plugin at fault must not
+    hide the other layers, nor stand in the way of commands."""
+    try:
+        return layer.layer.status()
+    except Exception:
+        log.exception("layer %d (%s) cannot tell its status", layer.index, layer.plugin)
+        return LayerStatus(state=LayerState.FAILED)
+
+
 def layers_of(service: ImageService, rates: WritebackRates, info: ImageInfo) -> Sequence[LayerView]:
     """Return the layers of an image, index 0 first."""
     image = service.opened(info.name)
@@ -54,8 +67,16 @@ def layers_of(service: ImageService, rates: WritebackRates, info: ImageInfo) -> 
     return sorted(views, key=lambda view: view.index)
 
 
+def indexes_of(service: ImageService, info: ImageInfo) -> Sequence[int]:
+    """Return the layer indexes of an image, lowest first."""
+    image, stack = service.opened(info.name), service.configured(info.name)
+    if image is not None:
+        return sorted([layer.index for layer in image.layers] + [layer.index for layer in image.missing])
+    return sorted(layer.index for layer in stack.layers) if stack is not None else []
+
+
 def _open_view(layer: StackLayer) -> LayerView:
-    status = layer.layer.status()
+    status = status_of(layer)
     return LayerView(
         layer.index,
         layer.plugin,

@@ -148,7 +148,8 @@ class DataPlane:
         except FileNotFoundError:
             pass
         except OSError as error:
-            log.warning("the kernel refused a reply: %s", error)
+            log.warning("the kernel refused data: %s", error)
+            self.send(error_reply(unique, errno.EIO))
 
     def _file(self, handle: int) -> OpenFile:
         try:
@@ -168,11 +169,10 @@ class DataPlane:
             outcome = file.read(offset, size, slot.read_done)
             if outcome is PENDING:
                 return self._pend(slot, unique, Opcode.READ, size, interruptible=True)
-            os.writev(self._fd, (_pack_header(16 + size, 0, unique), *outcome))  # type: ignore[misc]
-        except FileNotFoundError:
-            pass
         except Exception as error:
             self.fail(unique, error)
+            return False
+        self._send_data(unique, size, outcome)  # type: ignore[arg-type]
         return False
 
     def _write(self, slot: Slot, unique: int, handle: int, offset: int, size: int) -> bool:
@@ -186,11 +186,10 @@ class DataPlane:
                 if file.interruptible_writes:
                     slot.mark(SlotState.STARTED)
                 return self._pend(slot, unique, Opcode.WRITE, size, interruptible=file.interruptible_writes)
-            os.write(self._fd, _pack_write(24, 0, unique, size))
-        except FileNotFoundError:
-            pass
         except Exception as error:
             self.fail(unique, error)
+            return False
+        self.send(_pack_write(24, 0, unique, size))
         return False
 
     def _fsync(self, slot: Slot, unique: int, handle: int, offset: int, size: int) -> bool:

@@ -10,12 +10,13 @@ from typing import Any, TypeVar
 
 import trio
 
-from fusecache.api import PENDING, Layer, LayerState, LayerStatus, Volume, joined
+from fusecache.api import PENDING, Attempt, Layer, LayerState, LayerStatus, Volume, joined
 from fusecache.api.errors import FusecacheError, LayerDirty
 from fusecache.config.schema import LayerConfig, StackConfig
 from fusecache.control.files import CommandNode, Ownership
 from fusecache.control.status import MountInfo
 from fusecache.control.tree import ControlTree
+from fusecache.images.image import Image
 from fusecache.images.node import DirectoryNode, FileNode, Node, OpenFile
 from fusecache.images.registry import Registry
 from fusecache.metrics.events import EventLog
@@ -97,7 +98,7 @@ class World:
             nursery=nursery,
             release_after=release_after,
             emit=self.events.emit,
-            on_open=lambda image: self.tree.rates.apply(image),
+            on_open=self._apply_rates,
         )
         self.tree = ControlTree(
             self.registry,
@@ -108,6 +109,9 @@ class World:
             metrics=metrics,
             control_wait=30.0,
         )
+
+    def _apply_rates(self, image: Image) -> None:
+        self.tree.rates.apply(image)
 
     @asynccontextmanager
     async def _open_stack(self, name: str) -> AsyncIterator[Stack]:
@@ -149,7 +153,7 @@ class World:
         """Return what ``cat`` shows."""
         file = await self.open(path)
         content = file.read(0, file.end, _never)
-        assert not isinstance(content, PENDING.__class__)
+        assert not isinstance(content, Attempt)
         return joined(content).decode()
 
     async def write(self, path: str, text: str | bytes) -> int:

@@ -9,21 +9,19 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
 from fusecache.api import Attempt, Backend, Completions, Done
 from fusecache.backends import open_backend
+from fusecache.config.schema import DirectoryConfig
 
 
-@dataclass
-class Config:
-    """What the backend reads of its config."""
-
-    path: Path
-    direct: bool = False
-    type: str = "directory"
+def config(path: Path, **changes: Any) -> DirectoryConfig:
+    """Return a config that nobody has checked."""
+    return DirectoryConfig.model_construct(path=path, **changes)
 
 
 @dataclass
@@ -53,7 +51,10 @@ async def delivered() -> AsyncIterator[Completions]:
 async def opened(path: Path, *, direct: bool = False, events: Events | None = None) -> AsyncIterator[Backend]:
     """Open the directory *path* as a backend."""
     events = events or Events()
-    async with delivered() as completions, open_backend(Config(path, direct), completions, events.emit) as backend:
+    async with (
+        delivered() as completions,
+        open_backend(config(path, direct=direct), completions, events.emit) as backend,
+    ):
         yield backend
 
 

@@ -35,9 +35,11 @@ async def running_completions() -> AsyncIterator[Completions]:
 async def directory_backend(path: Path, *, direct: bool = False) -> AsyncIterator[Backend]:
     """Open the directory *path* as a backend."""
     config = DirectoryConfig.model_validate({"path": str(path), "direct": direct}, context=path)
-    async with running_completions() as completions:
-        async with open_backend(config, completions, lambda kind, text: None) as backend:
-            yield backend
+    async with (
+        running_completions() as completions,
+        open_backend(config, completions, lambda kind, text: None) as backend,
+    ):
+        yield backend
 
 
 @asynccontextmanager

@@ -175,6 +175,16 @@ async def test_the_flush_of_all_reaches_an_open_image_that_lost_its_name(nursery
         assert layer.dirty == 0
 
 
+async def test_the_flush_of_all_tells_an_open_image_from_one_that_took_its_name(nursery: trio.Nursery) -> None:
+    world = World(nursery)
+    async with world.opened() as (layer,):
+        layer.dirty = 100
+        del world.backend.images["disk"]
+        await world.backend.create("disk", 512)
+        assert await world.write("flush", "all\n") == 0
+        assert layer.dirty == 0
+
+
 async def test_equal_commands_each_run(nursery: trio.Nursery) -> None:
     world = World(nursery)
     async with world.opened() as (layer,):

@@ -14,7 +14,7 @@ import trio.testing
 
 from fusecache.api.errors import FusecacheError, ImageBusy, ImageExists, ImageGone, ImageNotFound, NotSupported
 from fusecache.backends import open_backend
-from tests.support.image_directory import Config, Events, delivered, opened, requires_attributes
+from tests.support.image_directory import Events, config, delivered, opened, requires_attributes
 
 
 def snapshot(directory: Path) -> dict[str, tuple[int, int, list[str]]]:
@@ -134,9 +134,8 @@ async def test_a_created_image_is_sparse_private_and_reads_as_zeroes(tmp_path: P
 
 async def test_an_image_that_cannot_be_created_leaves_nothing(tmp_path: Path) -> None:
     async with opened(tmp_path) as backend:
-        for size in (-1, (1 << 63) - 1):
-            with pytest.raises(OSError, match=r"Invalid argument|File too large"):
-                await backend.create("new", size)
+        with pytest.raises(OSError, match="Invalid argument"):
+            await backend.create("new", -1)
         assert names(tmp_path) == []
 
 
@@ -218,7 +217,7 @@ async def test_only_a_directory_can_be_opened(tmp_path: Path) -> None:
     async with delivered() as completions:
         for name, error in (("missing", errno.ENOENT), ("file", errno.ENOTDIR)):
             with pytest.raises(OSError, match=name) as caught:
-                async with open_backend(Config(tmp_path / name), completions, Events().emit):
+                async with open_backend(config(tmp_path / name), completions, Events().emit):
                     pass
             assert caught.value.errno == error
 
@@ -226,7 +225,7 @@ async def test_only_a_directory_can_be_opened(tmp_path: Path) -> None:
 async def test_an_unknown_type_is_refused(tmp_path: Path) -> None:
     async with delivered() as completions:
         with pytest.raises(NotSupported, match="found backend type 'tape', allowed: directory"):
-            open_backend(Config(tmp_path, type="tape"), completions, Events().emit)
+            open_backend(config(tmp_path, type="tape"), completions, Events().emit)
 
 
 async def test_no_descriptor_and_no_thread_outlives_the_backend(tmp_path: Path) -> None:

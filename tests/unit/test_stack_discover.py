@@ -88,19 +88,18 @@ def test_one_that_is_not_installed_is_named_with_those_that_are(install: Install
 
 
 @pytest.mark.parametrize(
-    ("code", "reason"),
+    ("name", "code", "reason"),
     [
-        ("import no_such_library", "No module named 'no_such_library'"),
-        ("1 / 0", "ZeroDivisionError: division by zero"),
-        ("raise SystemExit('no pmem here')", "SystemExit: no pmem here"),
-        ("other = 1", "AttributeError"),
-        ("def plugin(:", "SyntaxError"),
+        ("broken1", "import no_such_library", "No module named 'no_such_library'"),
+        ("broken2", "1 / 0", "ZeroDivisionError: division by zero"),
+        ("broken3", "raise SystemExit('no pmem here')", "SystemExit: no pmem here"),
+        ("broken4", "other = 1", "AttributeError"),
+        ("broken5", "def plugin(:", "SyntaxError"),
     ],
 )
 def test_one_that_does_not_import_is_refused_with_the_cause(
-    install: Install, code: str, reason: str, request: pytest.FixtureRequest
+    install: Install, name: str, code: str, reason: str
 ) -> None:
-    name = f"broken{abs(hash(request.node.name))}"
     install(name, code)
     with pytest.raises(PluginMissing, match=f"'{name}' does not load: .*{reason}") as caught:
         load(name)
@@ -140,7 +139,7 @@ def test_one_that_declares_too_little_is_refused(install: Install, declaration: 
     name = f"without{declaration.replace('_', '')}"
     lines = PLUGIN.format(name=name, api_version=1, config_model="Config").splitlines()
     install(name, "\n".join(line for line in lines if not line.startswith(f"    {declaration} =")))
-    with pytest.raises(PluginMissing, match="does not fit: .*None"):
+    with pytest.raises(PluginMissing, match=r"does not fit: .*None"):
         load(name)
 
 

@@ -212,7 +212,7 @@ def test_the_new_manifest_is_synced_before_it_takes_the_name(
     sync, rename = os.fsync, Path.rename
 
     def recorded_sync(fd: int) -> None:
-        calls.append(f"sync {Path(os.readlink(f'/proc/self/fd/{fd}')).name}")
+        calls.append(f"sync {Path(f'/proc/self/fd/{fd}').readlink().name}")
         sync(fd)
 
     def recorded_rename(path: Path, target: Path) -> Path:
@@ -286,9 +286,7 @@ class TestMountRecords:
         store.remove_mount_record("/mnt/a")
         assert store.mount_records() == [two]
 
-    def test_unreadable_ones_are_skipped_and_logged(
-        self, store: StateStore, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_unreadable_ones_are_skipped_and_logged(self, store: StateStore, caplog: pytest.LogCaptureFixture) -> None:
         store.write_mount_record(self.record("/mnt/a"))
         for name, content in (("b", b"{"), ("c", b"[]"), ("d", b"{}"), ("e", b"\xff"), ("f", b'"text"')):
             (store.directory / "mounts" / f"{name}.json").write_bytes(content)

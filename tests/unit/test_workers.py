@@ -4,6 +4,7 @@ import threading
 import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import trio
@@ -27,8 +28,13 @@ async def test_a_lane_of_one_turn_runs_its_calls_in_order() -> None:
         lane = pool.lane(turns=1, batch=8)
         ran: list[int] = []
         ended: list[int] = []
+
+        def numbered(n: int) -> int:
+            ran.append(n)
+            return n
+
         for n in range(1000):
-            lane.submit(lambda error, n=n: ended.append(n), ran.append, n)
+            lane.fetch(lambda error, result: ended.append(result), numbered, n)
         await lane.drained()
         assert ran == ended == list(range(1000))
 
@@ -46,7 +52,12 @@ async def test_a_batch_shares_one_delivery() -> None:
         lane = pool.lane(turns=1, batch=32)
         deliveries: list[int] = []
         deliver = lane.deliver
-        lane.deliver = lambda finished: (deliveries.append(len(finished)), deliver(finished))[1]
+
+        def counted(finished: list[Any]) -> None:
+            deliveries.append(len(finished))
+            deliver(finished)
+
+        lane.deliver = counted  # type: ignore[method-assign]
         go = threading.Event()
         lane.submit(lambda error: None, go.wait)
         for _ in range(10):
