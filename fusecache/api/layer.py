@@ -49,6 +49,7 @@ class LayerStatus:
         dirty_bytes: held by the layer and not yet durable in the level below.
         used_bytes: taken in the pool file; *size_bytes* is what there is.
         oldest_dirty_seconds: age of the oldest dirty data, None when clean.
+        errors: requests that failed for a reason of the layer's own medium or replicas.
         hits, misses: reads answered by the layer, and by the level below.
         replicas: one mapping for each replica, JSON-compatible.
     """

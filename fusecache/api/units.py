@@ -15,7 +15,7 @@ _SIZE_UNITS: Final[dict[str, int]] = {
     "kB": 1000,
 }
 _DURATION_UNITS: Final = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-_QUANTITY: Final = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)", re.ASCII)
+_QUANTITY: Final = re.compile(r"(\d{1,30}(?:\.\d{1,30})?)(?: ?([A-Za-z]+))?", re.ASCII)
 
 SIZE_HELP: Final = 'a size such as "4096", "64KiB", "256MiB" or "20GiB"'
 DURATION_HELP: Final = 'a duration such as "50us", "5ms", "5s", "2min" or "1h"'
@@ -30,9 +30,9 @@ def parse_size(text: str) -> int:
         ValueError: the text is not a size, or not a whole number of bytes.
     """
     match = _QUANTITY.fullmatch(text)
-    if match is None or match[2] not in _SIZE_UNITS:
+    if match is None or (match[2] or "") not in _SIZE_UNITS:
         raise ValueError(f"found {text!r}, allowed: {SIZE_HELP}")
-    number, unit = match.groups()
+    number, unit = match.groups("")
     if "." not in number:
         return int(number) * _SIZE_UNITS[unit]
     value = float(number) * _SIZE_UNITS[unit]

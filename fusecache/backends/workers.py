@@ -32,8 +32,8 @@ from fusecache.api.errors import VolumeClosed
 
 log = logging.getLogger(__name__)
 
-_HOLD_NS: Final = 250_000
-"""How long a batch may keep a finished result to itself, in nanoseconds."""
+_HOLD_NS: Final = 200_000
+"""Results go back once the calls since the last ones took this long together, in nanoseconds."""
 
 _Job: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...], Callable[..., None], bool]
 _Finished: TypeAlias = tuple[Callable[..., None], tuple[Any, ...]]
@@ -67,7 +67,7 @@ class WorkerPool:
         Args:
             turns: how many threads may work for the lane at once.
             batch: how many calls a thread takes at one go. More than one suits calls that are short, or that the
-                kernel would run one after another anyway: a result may wait for up to 250 microseconds longer than
+                kernel would run one after another anyway: a result may wait for up to 200 microseconds longer than
                 its own call, and calls of one batch never run side by side.
             failed: called on the loop's thread with the error of each call that failed, before the call's own
                 callback.
@@ -119,7 +119,7 @@ class WorkerPool:
         # Nothing of a job may live on in this thread while it waits for the next one: buffers are lent.
         jobs = lane.jobs
         finished: list[_Finished] = []
-        oldest = 0
+        began = time.monotonic_ns()
         for _ in range(lane.batch):
             try:
                 job = jobs.popleft()
@@ -127,11 +127,10 @@ class WorkerPool:
                 break
             finished.append(_run(job))
             del job
-            if not oldest:
-                oldest = time.monotonic_ns()
-            elif time.monotonic_ns() - oldest > _HOLD_NS:
+            now = time.monotonic_ns()
+            if now - began > _HOLD_NS:
                 self.completions.post(lane.deliver, finished)
-                finished, oldest = [], 0
+                finished, began = [], now
         with self._lock:
             again = bool(jobs)
             if not again:

@@ -44,6 +44,10 @@ def test_the_demo_shows_a_mount_and_leaves_nothing_behind() -> None:
     assert "\nidle\n" in first.stdout
     daemon = json.loads((DEMO / "mnt/.control/status.json").read_text())["pid"]
 
+    for _ in range(2):
+        listing = subprocess.run(["ls", "-R", DEMO / "mnt"], capture_output=True, text=True, check=False)
+        assert (listing.returncode, listing.stderr) == (0, "")
+
     second = demo()
     assert second.returncode == 0, second.stdout + second.stderr
     assert "mounted already" in second.stdout
