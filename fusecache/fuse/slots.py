@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Final
 
 from fusecache.api.volume import Done, ReadDone
+from fusecache.backends import syscalls
 from fusecache.fuse.protocol import HEADER_SIZE
 
 MAGIC: Final = b"fusecach"
@@ -177,7 +178,8 @@ class SlotMemory:
         for slot in self.free[:-_KEPT_WARM]:
             if slot.used:
                 slot.used = False
-                self._map.madvise(mmap.MADV_REMOVE, _SLOTS_AT + slot.index * _STRIDE + _PAGE, MAX_WRITE)
+                # MADV_REMOVE would do the same, but not to memory that is kept resident.
+                syscalls.fallocate(self.fd, syscalls.PUNCH_HOLE, _SLOTS_AT + slot.index * _STRIDE + _PAGE, MAX_WRITE)
 
     def attach(self, done: Callable[[Slot], tuple[Done, ReadDone]]) -> None:
         """Give every slot its callbacks."""

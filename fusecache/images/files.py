@@ -131,13 +131,15 @@ class ImageFile(OpenFile):
 
     def check_resize(self, size: int) -> None:
         """Raise NotPermitted where this opener may not set the length to *size*."""
-        if not (self._policy.resize or (self._creator and size >= self._image.size)):
+        unchanged = size == self._image.size
+        if not (unchanged or self._policy.resize or (self._creator and size > self._image.size)):
             raise NotPermitted(f"image {self._image.name!r}: set resize = true in [mount] to allow a change of size")
 
     async def resize(self, size: int) -> None:
         """Set the length, as ``ftruncate`` on this opener's descriptor."""
         self.check_resize(size)
-        await self._image.resize(size)
+        if size != self._image.size:
+            await self._image.resize(size)
 
     def flush(self, done: Done) -> Attempt:
         return self._image.flush(done)
@@ -205,7 +207,7 @@ class ImageNode(FileNode):
         return ImageFile(self._registry, image, flags, self._policy, creator=creator)
 
     async def resize(self, size: int) -> None:
-        if not self._policy.resize:
+        if not self._policy.resize and size != (await self.attributes()).size:
             raise NotPermitted(f"image {self.name!r}: set resize = true in [mount] to allow a change of size")
         async with self._registry.using(self.name) as image:
             await image.resize(size)

@@ -234,7 +234,7 @@ async def test_check_backend_checks_names_and_bytes() -> None:
     async def make_backend() -> AsyncIterator[Backend]:
         yield HandsOutShortReads()
 
-    with pytest.raises(AssertionError, match="a read of .* bytes returned 0"):
+    with pytest.raises(AssertionError, match=r"a read of .* bytes returned 0"):
         await check_backend(make_backend)
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import trio
 
@@ -173,7 +174,7 @@ class WritebackPlugin(LayerPlugin):
 
     name = "writeback"
     api_version = API_VERSION
-    config_model = Config
+    config_model: ClassVar[type[Any]] = Config
 
     def __init__(self, layer: type[WritebackLayer] = WritebackLayer) -> None:
         self.layer = layer

@@ -1,0 +1,227 @@
+"""Results of threads reach the loop: all of them, once, in order, and without a wake-up lost."""
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import trio
+
+from fusecache.api import Completions
+
+PATIENCE = 20.0
+"""Seconds after which a result is taken to be lost."""
+
+
+@pytest.fixture
+def completions() -> Iterator[Completions]:
+    completions = Completions()
+    yield completions
+    completions.close()
+
+
+@pytest.fixture
+def restless_threads() -> Iterator[None]:
+    """Have threads take turns as often as the interpreter can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+class PingPong:
+    """Threads that each post a result and wait until it has been delivered before they post the next.
+
+    So the queue runs empty again and again, which is when a wake-up could get lost.
+    """
+
+    def __init__(self, completions: Completions, threads: int, rounds: int) -> None:
+        self.completions = completions
+        self.left = threads * rounds
+        self.delivered: list[tuple[int, int]] = []
+        self.over = trio.Event()
+        self.loop = threading.get_ident()
+        self.threads = [threading.Thread(target=self.post, args=(number, rounds)) for number in range(threads)]
+
+    def start(self) -> None:
+        """Start all threads."""
+        for _ in range(self.left):
+            self.completions.expect()
+        for thread in self.threads:
+            thread.start()
+
+    def post(self, thread: int, rounds: int) -> None:
+        """Post the results of one thread."""
+        for number in range(rounds):
+            delivered = threading.Event()
+            self.completions.post(self.deliver, thread, number, delivered)
+            if not delivered.wait(PATIENCE):
+                return
+
+    def deliver(self, thread: int, number: int, delivered: threading.Event) -> None:
+        """Take a result on the loop's thread."""
+        assert threading.get_ident() == self.loop
+        self.delivered.append((thread, number))
+        self.left -= 1
+        delivered.set()
+        if not self.left:
+            self.over.set()
+
+    def check(self) -> None:
+        """See that everything came once, and each thread's results in order."""
+        for thread in self.threads:
+            thread.join()
+        rounds = len(self.delivered) // len(self.threads)
+        for number in range(len(self.threads)):
+            assert [result for thread, result in self.delivered if thread == number] == list(range(rounds))
+        assert self.completions.outstanding == 0
+
+
+@pytest.mark.parametrize("threads", [1, 2, 8, 32])
+async def test_no_wake_up_is_lost_however_threads_and_loop_interleave(
+    completions: Completions, restless_threads: None, threads: int
+) -> None:
+    game = PingPong(completions, threads, rounds=1600 // threads)
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(completions.run)
+            game.start()
+            await game.over.wait()
+            nursery.cancel_scope.cancel()
+    game.check()
+
+
+@pytest.mark.parametrize("threads", [1, 8])
+async def test_no_wake_up_is_lost_where_the_loop_also_collects_by_itself(
+    completions: Completions, restless_threads: None, threads: int
+) -> None:
+    game = PingPong(completions, threads, rounds=800 // threads)
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(completions.run)
+            game.start()
+            while game.left:
+                # Spin for a while, then leave it to the wake-up: what came in between must not be forgotten.
+                for _ in range(20):
+                    completions.drain()
+                    await trio.lowlevel.checkpoint()
+                before = game.left
+                while game.left == before and game.left:
+                    await trio.lowlevel.wait_readable(completions.fd)
+                    completions.acknowledge()
+                    await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+    game.check()
+
+
+async def test_results_that_are_ready_together_cost_one_wake_up(completions: Completions) -> None:
+    results: list[int] = []
+    for number in range(100):
+        completions.expect()
+        completions.post(results.append, number)
+    assert os.eventfd_read(completions.fd) == 1
+    assert completions.outstanding == 100
+    assert completions.drain() == 100
+    assert results == list(range(100))
+    assert completions.outstanding == 0
+
+
+async def test_results_after_a_collection_without_acknowledgement_still_arrive(completions: Completions) -> None:
+    arrived = trio.Event()
+    for callback in (lambda: None, arrived.set):
+        completions.expect()
+        completions.post(callback)
+        if not arrived.is_set():
+            completions.drain()
+            arrived = trio.Event()
+    completions.expect()
+    completions.post(arrived.set)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(completions.run)
+        with trio.fail_after(PATIENCE):
+            await arrived.wait()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_callback_that_fails_is_logged_and_the_others_run(
+    completions: Completions, caplog: pytest.LogCaptureFixture
+) -> None:
+    results: list[int] = []
+    for callback in (lambda: results.append(1), lambda: 1 // 0, lambda: results.append(2)):
+        completions.expect()
+        completions.post(callback)
+    with caplog.at_level(logging.ERROR):
+        assert completions.drain() == 3
+    assert results == [1, 2]
+    assert completions.outstanding == 0
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_a_callback_may_post_the_next(completions: Completions) -> None:
+    results: list[int] = []
+
+    def chain(number: int) -> None:
+        results.append(number)
+        if number < 5:
+            completions.expect()
+            completions.post(chain, number + 1)
+
+    completions.expect()
+    completions.post(chain, 0)
+    completions.drain()
+    assert results == list(range(6))
+
+
+async def test_thread_work_is_awaited_with_its_result_or_error(completions: Completions) -> None:
+    def on_a_thread(work: Callable[[], Any]) -> Callable[[Callable[[BaseException | None, Any], None]], None]:
+        def run(finish: Callable[[BaseException | None, Any], None]) -> None:
+            try:
+                result = work()
+            except Exception as error:
+                completions.post(finish, error, None)
+            else:
+                completions.post(finish, None, result)
+
+        def submit(finish: Callable[[BaseException | None, Any], None]) -> None:
+            completions.expect()
+            threading.Thread(target=run, args=(finish,)).start()
+
+        return submit
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(completions.run)
+        assert await completions.call(on_a_thread(lambda: 42)) == 42
+        with pytest.raises(ZeroDivisionError):
+            await completions.call(on_a_thread(lambda: 1 // 0))
+        nursery.cancel_scope.cancel()
+
+
+async def test_cancelling_a_wait_for_thread_work_waits_for_its_end(completions: Completions) -> None:
+    submitted = trio.Event()
+    finishes: list[Callable[[BaseException | None, Any], None]] = []
+    ended: list[str] = []
+
+    def submit(finish: Callable[[BaseException | None, Any], None]) -> None:
+        completions.expect()
+        finishes.append(finish)
+        submitted.set()
+
+    async def call() -> None:
+        assert await completions.call(submit) == "result"
+        ended.append("with the result")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(completions.run)
+        async with trio.open_nursery() as caller:
+            caller.start_soon(call)
+            await submitted.wait()
+            caller.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                await trio.testing.wait_all_tasks_blocked()
+            assert not ended
+            completions.post(finishes[0], None, "result")
+        assert ended == ["with the result"]
+        nursery.cancel_scope.cancel()
