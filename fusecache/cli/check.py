@@ -35,7 +35,7 @@ class Report:
 
 
 @click.command("check")
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", type=Path)
 @json_option
 @click.pass_context
 def command(context: click.Context, config: Path, as_json: bool) -> None:

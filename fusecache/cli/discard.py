@@ -13,7 +13,7 @@ from fusecache.metrics.text import printable
 
 
 @click.command("discard")
-@click.argument("target", metavar="MOUNTPOINT|CONFIG", type=click.Path(path_type=Path))
+@click.argument("target", metavar="MOUNTPOINT|CONFIG", type=Path)
 @click.argument("image")
 @click.option("--layer", type=click.IntRange(min=0), required=True, help="The index of the layer.")
 @click.option("--dirty", is_flag=True, help="Drop dirty data too: it is lost.")

@@ -18,7 +18,7 @@ _POLL_EVERY: Final = 0.5
 
 
 @click.command("events")
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=Path)
 @click.option("--follow", is_flag=True, help="Go on with new events until Ctrl-C or the end of the mount.")
 @json_option
 def command(mountpoint: Path, follow: bool, as_json: bool) -> None:

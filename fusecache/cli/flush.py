@@ -12,7 +12,7 @@ from fusecache.config.schema import Config
 
 
 @click.command("flush")
-@click.argument("target", metavar="MOUNTPOINT|CONFIG", type=click.Path(path_type=Path))
+@click.argument("target", metavar="MOUNTPOINT|CONFIG", type=Path)
 @click.argument("image", required=False)
 @click.option("--layer", type=click.IntRange(min=0), help="Only this layer's data, to the level below.")
 def command(target: Path, image: str | None, layer: int | None) -> None:

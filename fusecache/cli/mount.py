@@ -51,8 +51,8 @@ def allows_other(options: Sequence[str]) -> bool:
 
 
 @click.command("mount")
-@click.argument("config", type=click.Path(path_type=Path))
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("config", type=Path)
+@click.argument("mountpoint", type=Path)
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground and log to standard error.")
 @options_option
 @click.option("--ready-fd", type=int, hidden=True)
@@ -74,8 +74,8 @@ def command(
 
 
 @click.command("mount.fusecache", cls=Command)
-@click.argument("config", type=click.Path(path_type=Path))
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("config", type=Path)
+@click.argument("mountpoint", type=Path)
 @click.option("-s", "sloppy", is_flag=True, help="Accepted, without effect.")
 @click.option("-f", "fake", is_flag=True, help="Check the configuration and mount nothing.")
 @click.option("-n", "no_mtab", is_flag=True, help="Accepted, without effect.")

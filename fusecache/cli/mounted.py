@@ -158,13 +158,13 @@ class Mounted:
                     time.sleep(_POLL_EVERY)
                     if file == "flush":
                         line.show(self.read(*names, file).strip())
-                reason = _reason(appended(before, self.events()), f"{target}: {file} {text}")
+                reason = reason_of(appended(before, self.events()), f"{target}: {file} {text}")
                 return (errno.EIO, reason) if reason else (0, "")
         if error is None:
             return 0, ""
         if error.errno == errno.ENOENT and image is not None:
             raise self._no_image(image)
-        reason = _reason(appended(before, self.events()), target)
+        reason = reason_of(appended(before, self.events()), target)
         return error.errno or errno.EIO, reason or error.strerror or str(error)
 
     def _runs(self, image: str | None, command: str) -> bool:
@@ -184,11 +184,11 @@ def appended(old: Sequence[str], new: Sequence[str]) -> Sequence[str]:
     raise AssertionError("no lines at all begin every sequence")
 
 
-def _reason(events: Sequence[str], command: str) -> str:
+def reason_of(events: Sequence[str], command: str) -> str:
     """Return why the command of that beginning that ended last failed; nothing where it did not."""
     reason = ""
     for event in events:
         _time, kind, text = event.split(" ", 2)
-        if kind in ("command-done", "command-failed") and text.startswith(f"{command}:"[: len(text)]):
+        if kind in ("command-done", "command-failed") and f"{text}: ".startswith(f"{command}: "):
             reason = text.removeprefix(f"{command}: ") if kind == "command-failed" else ""
     return reason

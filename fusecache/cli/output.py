@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import click
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -32,7 +33,9 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     rows = [[printable(cell) for cell in row] for row in rows]
     console = Console()
     if console.is_terminal:
-        table = Table(*head)
+        table = Table(box=box.SIMPLE)
+        for title in head:
+            table.add_column(title, overflow="fold")
         for row in rows:
             table.add_row(*map(Text, row))
         console.print(table)

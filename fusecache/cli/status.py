@@ -18,7 +18,7 @@ _HEAD = ("image", "size", "open", "state", "layers", "dirty", "oldest", "hit rat
 
 
 @click.command("status")
-@click.argument("mountpoint", required=False, type=click.Path(path_type=Path))
+@click.argument("mountpoint", required=False, type=Path)
 @click.argument("image", required=False)
 @json_option
 def command(mountpoint: Path | None, image: str | None, as_json: bool) -> None:

@@ -17,7 +17,7 @@ _GONE_WITHIN: Final = 15.0
 
 
 @click.command("unmount")
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=Path)
 @click.option(
     "--drain/--keep",
     default=True,

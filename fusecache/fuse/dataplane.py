@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 Handler: TypeAlias = Callable[[Slot, int, int, int, int], bool]
 """``handler(slot, unique, fh, offset, size)``."""
 
+_INTERRUPT_PATIENCE: Final = 1.0
+"""Seconds that an interrupted request may still take to end by itself."""
 _PUNCH: Final = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 _pack_header = OUT_HEADER.pack
 _pack_write = WRITE_OUT.pack
@@ -105,10 +107,26 @@ class DataPlane:
         return done, read_done
 
     def interrupt(self, slot: Slot) -> None:
-        """Answer an interrupted request EINTR where it need not be waited for; changes to images are left to end."""
-        if slot.interruptible and not slot.answered:
-            slot.answered = True
-            self.send(error_reply(slot.unique, errno.EINTR))
+        """Answer an interrupted request EINTR where it need not be waited for; changes to images are left to end.
+
+        A command is answered at once, all else only after a second: not just a signal that kills interrupts, but also
+        a program's timer or the end of its asynchronous I/O, and programs do not expect EINTR of an ordinary file.
+        """
+        if not slot.interruptible or slot.answered:
+            return
+        if slot.opcode == Opcode.WRITE:
+            self._give_up(slot)
+        else:
+            self._nursery.start_soon(self._give_up_later, slot, slot.unique)
+
+    def _give_up(self, slot: Slot) -> None:
+        slot.answered = True
+        self.send(error_reply(slot.unique, errno.EINTR))
+
+    async def _give_up_later(self, slot: Slot, unique: int) -> None:
+        await trio.sleep(_INTERRUPT_PATIENCE)
+        if self.pending.get(unique) is slot and not slot.answered:
+            self._give_up(slot)
 
     def fail(self, unique: int, error: BaseException) -> None:
         """Answer with the errno of *error*; what nobody expected is logged."""

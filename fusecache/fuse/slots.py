@@ -70,7 +70,7 @@ class Slot:
         done, read_done: called with the end of a pending request; set once by the data plane.
         unique, opcode, length: of the request under way.
         answered: the kernel has its reply already; what comes later is dropped.
-        interruptible: an INTERRUPT is answered EINTR at once.
+        interruptible: an INTERRUPT is answered EINTR, at once or soon.
     """
 
     __slots__ = (

@@ -185,12 +185,15 @@ class MemoryBackend(Backend):
     """A place of images in memory.
 
     Args:
-        attempts: as of :class:`MemoryVolume`, for every image.
+        alignment, attempts: as of :class:`MemoryVolume`, for every image.
         names: images to begin with, each with its size.
     """
 
-    def __init__(self, *, attempts: AttemptMode = "declined", names: dict[str, int] | None = None) -> None:
+    def __init__(
+        self, *, alignment: int = 1, attempts: AttemptMode = "declined", names: dict[str, int] | None = None
+    ) -> None:
         self.description = "memory"
+        self.alignment = alignment
         self.attempts: AttemptMode = attempts
         self.images = {name: MemoryImage(name, SparseBytes(size)) for name, size in (names or {}).items()}
 
@@ -207,7 +210,7 @@ class MemoryBackend(Backend):
         await trio.lowlevel.checkpoint()
         image = self._image(name)
         self._require_unowned(image)
-        volume = MemoryVolume(attempts=self.attempts, image=image, read_only=read_only)
+        volume = MemoryVolume(alignment=self.alignment, attempts=self.attempts, image=image, read_only=read_only)
         image.owner = trio.lowlevel.current_task().name
         try:
             yield volume

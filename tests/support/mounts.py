@@ -10,6 +10,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +23,12 @@ LAYERS = Path(__file__).with_name("layers")
 PATIENCE = 30.0
 """Seconds after which a test gives up waiting for the daemon."""
 
+LIFETIME = 90.0
+"""Seconds after which a daemon is killed: whoever waits for it in the kernel gets an error instead of waiting on."""
+
 PASSTHROUGH: Mapping[str, Any] = {"plugin": "passthrough"}
+GATE: Mapping[str, Any] = {"plugin": "gate"}
+FAULT: Mapping[str, Any] = {"plugin": "fault"}
 
 
 @dataclass
@@ -33,12 +39,14 @@ class Place:
         images: the directory backend's.
         switches: of the test layers.
         layers: tables of layers, bottom up, without their index.
+        stacks: other layers for the images of some names: pattern to layers; they come before *layers*.
     """
 
     root: Path
     mount_options: dict[str, Any] = field(default_factory=dict)
     layers: list[Mapping[str, Any]] = field(default_factory=lambda: [PASSTHROUGH])
     backend_options: dict[str, Any] = field(default_factory=dict)
+    stacks: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for directory in (self.images, self.mountpoint, self.switches):
@@ -77,14 +85,19 @@ class Place:
         lines += [f"{key} = {_toml(value)}" for key, value in self.mount_options.items()]
         lines += ["[backend]", 'type = "directory"', f"path = {_toml(str(self.images))}"]
         lines += [f"{key} = {_toml(value)}" for key, value in self.backend_options.items()]
-        lines += ["[[stack]]", 'images = ["*"]']
-        for index, layer in reversed(list(enumerate(self.layers))):
+        for pattern, layers in {**self.stacks, "*": self.layers}.items():
+            lines += self._stack(pattern, layers)
+        self.config.write_text("\n".join(lines) + "\n")
+        return self.config
+
+    def _stack(self, pattern: str, layers: list[Mapping[str, Any]]) -> list[str]:
+        lines = ["[[stack]]", f"images = [{_toml(pattern)}]"]
+        for index, layer in reversed(list(enumerate(layers))):
             lines += ["[[stack.layer]]", f"index = {index}"]
             lines += [f"{key} = {_toml(value)}" for key, value in layer.items()]
             if layer["plugin"] in ("gate", "fault"):
                 lines.append(f"switches = {_toml(str(self.switches))}")
-        self.config.write_text("\n".join(lines) + "\n")
-        return self.config
+        return lines
 
 
 def _toml(value: Any) -> str:
@@ -131,6 +144,9 @@ class Mount:
                 env=environment(),
             )
         os.close(ready_w)
+        self._end = threading.Timer(LIFETIME, self.process.kill)
+        self._end.daemon = True
+        self._end.start()
         with os.fdopen(ready_r, "rb") as ready:
             readable, _, _ = select.select([ready], [], [], PATIENCE)
             word = ready.readline() if readable else b"nothing"
@@ -191,6 +207,7 @@ class Mount:
 
     def discard(self) -> None:
         """Get rid of daemon and mount, whatever state they are in. Safe to call twice."""
+        self._end.cancel()
         self.open_gate()
         self.fail_with(None)
         if self.process.poll() is None:

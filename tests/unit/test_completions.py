@@ -99,21 +99,16 @@ async def test_no_wake_up_is_lost_where_the_loop_also_collects_by_itself(
     completions: Completions, restless_threads: None, threads: int
 ) -> None:
     game = PingPong(completions, threads, rounds=800 // threads)
+    game.start()
     with trio.fail_after(PATIENCE):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(completions.run)
-            game.start()
-            while game.left:
-                # Spin for a while, then leave it to the wake-up: what came in between must not be forgotten.
-                for _ in range(20):
-                    completions.drain()
-                    await trio.lowlevel.checkpoint()
-                before = game.left
-                while game.left == before and game.left:
-                    await trio.lowlevel.wait_readable(completions.fd)
-                    completions.acknowledge()
-                    await trio.lowlevel.checkpoint()
-            nursery.cancel_scope.cancel()
+        while game.left:
+            # Spin for a while, then leave it to the wake-up: what came in between must not be forgotten.
+            for _ in range(20):
+                completions.drain()
+                await trio.lowlevel.checkpoint()
+            if game.left:
+                await trio.lowlevel.wait_readable(completions.fd)
+                completions.acknowledge()
     game.check()
 
 
@@ -131,14 +126,11 @@ async def test_results_that_are_ready_together_cost_one_wake_up(completions: Com
 
 async def test_results_after_a_collection_without_acknowledgement_still_arrive(completions: Completions) -> None:
     arrived = trio.Event()
-    for callback in (lambda: None, arrived.set):
+    for first in (True, False):
         completions.expect()
-        completions.post(callback)
-        if not arrived.is_set():
+        completions.post(trio.Event().set if first else arrived.set)
+        if first:
             completions.drain()
-            arrived = trio.Event()
-    completions.expect()
-    completions.post(arrived.set)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(completions.run)
         with trio.fail_after(PATIENCE):
@@ -146,16 +138,53 @@ async def test_results_after_a_collection_without_acknowledgement_still_arrive(c
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("moment", ["wake-up cleared", "queue emptied"])
+async def test_a_result_that_comes_in_the_middle_of_an_acknowledgement_arrives(
+    monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    arrived = trio.Event()
+    late = [arrived.set]
+
+    def post_late() -> None:
+        if late:
+            completions.expect()
+            completions.post(late.pop())
+
+    class Interrupted(Completions):
+        def drain(self) -> int:
+            count = super().drain()
+            if moment == "queue emptied":
+                post_late()
+            return count
+
+    def read_and_post(fd: int) -> int:
+        value = clear(fd)
+        post_late()
+        return value
+
+    completions, clear = Interrupted(), os.eventfd_read
+    if moment == "wake-up cleared":
+        monkeypatch.setattr(os, "eventfd_read", read_and_post)
+    completions.expect()
+    completions.post(trio.Event().set)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(completions.run)
+        with trio.fail_after(PATIENCE):
+            await arrived.wait()
+        nursery.cancel_scope.cancel()
+    completions.close()
+
+
 async def test_a_callback_that_fails_is_logged_and_the_others_run(
     completions: Completions, caplog: pytest.LogCaptureFixture
 ) -> None:
     results: list[int] = []
-    for callback in (lambda: results.append(1), lambda: 1 // 0, lambda: results.append(2)):
+    for divisor in (1, 0, 2):
         completions.expect()
-        completions.post(callback)
+        completions.post(lambda divisor=divisor: results.append(2 // divisor))
     with caplog.at_level(logging.ERROR):
         assert completions.drain() == 3
-    assert results == [1, 2]
+    assert results == [2, 1]
     assert completions.outstanding == 0
     assert "ZeroDivisionError" in caplog.text
 

@@ -5,7 +5,6 @@ import grp
 import os
 import pwd
 import re
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -263,7 +262,5 @@ def test_every_sample_is_valid_with_its_paths_moved_here_and_with_its_examples_s
     load_config(file)
 
 
-def test_there_are_samples_and_they_parse_as_they_are() -> None:
+def test_there_is_a_sample() -> None:
     assert SAMPLES
-    for sample in SAMPLES:
-        tomllib.loads(sample.read_text())
