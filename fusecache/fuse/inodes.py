@@ -43,6 +43,11 @@ class NodeTable:
         self._counts[nodeid] = self._counts.get(nodeid, 0) + 1
         return nodeid
 
+    def refresh(self, node: Node) -> None:
+        """Put *node* in the place of an older one of the same inode, if the kernel knows that."""
+        if node.inode in self._nodes:
+            self._nodes[node.inode] = node
+
     def forget(self, forgotten: Iterable[tuple[int, int]]) -> None:
         """Take lookups back; a node without any is dropped."""
         for nodeid, lookups in forgotten:

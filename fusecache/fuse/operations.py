@@ -7,6 +7,7 @@ One place, :func:`_answering`, turns exceptions into errno; what nobody expected
 mount lives on.
 """
 
+import contextlib
 import errno
 import functools
 import logging
@@ -150,7 +151,11 @@ class Operations(pyfuse3.Operations):
             raise OSError(errno.EXDEV, "images stay in the root directory")
         if flags & ~pyfuse3.RENAME_NOREPLACE:
             raise OSError(errno.EINVAL, f"rename flags {flags:#x} are not supported")
-        await self._directory(parent_inode_old).rename(os.fsdecode(name_old), os.fsdecode(name_new))
+        directory, new = self._directory(parent_inode_old), os.fsdecode(name_new)
+        await directory.rename(os.fsdecode(name_old), new)
+        # The kernel moves its own entry and looks nothing up, so nobody else brings a node with the new name.
+        with contextlib.suppress(FusecacheError, OSError):
+            self._nodes.refresh(await directory.lookup(new))
 
     @_answering
     async def opendir(self, inode: int, ctx: Any) -> int:

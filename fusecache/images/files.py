@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fusecache.api.backend import ImageInfo
-from fusecache.api.errors import ImageGone, NotPermitted, OutOfRange, VolumeReadOnly
+from fusecache.api.errors import ImageGone, NotPermitted, OutOfRange, VolumeClosed, VolumeReadOnly
 from fusecache.api.volume import DONE, PENDING, Attempt, Buffers, Done, ReadDone
 from fusecache.images.image import Image
 from fusecache.images.node import Attributes, DirectoryNode, FileNode, Node, OpenFile
@@ -101,6 +101,9 @@ class ImageFile(OpenFile):
             outcome = self._image.write(offset, data, done)
         except Exception as error:
             done(error)
+        except BaseException:
+            done(VolumeClosed("the image was closed under the request"))
+            raise
         else:
             if outcome is DONE:
                 done(None)
@@ -126,6 +129,9 @@ class ImageFile(OpenFile):
             await self._image.grow(size)
         except Exception as error:
             done(error)
+        except BaseException:
+            done(VolumeClosed("the image was closed under the request"))
+            raise
         else:
             done(None)
 
@@ -165,6 +171,7 @@ class ImageNode(FileNode):
     def __init__(self, registry: Registry, info: ImageInfo, policy: FilePolicy) -> None:
         self.inode = image_inode(info.key)
         self.name = info.name
+        self._key = info.key
         self._registry = registry
         self._policy = policy
         self._info: ImageInfo | None = info
@@ -172,7 +179,7 @@ class ImageNode(FileNode):
     async def attributes(self) -> Attributes:
         # The description that came with the lookup serves the reply to that lookup; later ones are asked for anew.
         info, self._info = self._info, None
-        image = self._registry.opened(self.name)
+        image = self._registry.opened_as(self._key)
         if info is None:
             info = await (image.stack.image.info() if image is not None else self._registry.lookup(self.name))
             self._check_key(info)
@@ -210,6 +217,7 @@ class ImageNode(FileNode):
         if not self._policy.resize and size != (await self.attributes()).size:
             raise NotPermitted(f"image {self.name!r}: set resize = true in [mount] to allow a change of size")
         async with self._registry.using(self.name) as image:
+            self._check_key(image.info)
             await image.resize(size)
 
 
@@ -243,7 +251,11 @@ class RootDirectory(DirectoryNode):
             raise NotPermitted(f"image {name!r}: set create = true in [mount] to allow new images")
         image = await self._registry.create(name)
         node = ImageNode(self._registry, image.info, self._policy)
-        return node, node._opened(image, flags, creator=True)
+        try:
+            return node, node._opened(image, flags, creator=True)
+        except BaseException:
+            self._registry.release(image)
+            raise
 
     async def unlink(self, name: str) -> None:
         if not self._policy.remove:

@@ -13,6 +13,8 @@ from typing import Final
 
 EVERYTHING: Final = 1 << 64
 """An end beyond every volume: a hold up to it is a barrier."""
+BEYOND: Final = EVERYTHING - 1
+"""An offset beyond every volume: a hold from it on meets nothing but barriers."""
 
 _CHUNK_BITS: Final = 20
 _NARROW_CHUNKS: Final = 2

@@ -18,8 +18,15 @@ from fusecache.api.backend import ImageInfo
 from fusecache.api.errors import FusecacheError, VolumeClosed
 from fusecache.api.ranges import Extent, ExtentKind, widen
 from fusecache.api.volume import DECLINED, PENDING, Attempt, Buffers, Done, ReadDone
-from fusecache.images.guard import EVERYTHING, Hold, RangeGuard
-from fusecache.images.requests import ChangeRequest, DiscardRequest, ReadRequest, WriteRequest, ZeroRequest
+from fusecache.images.guard import BEYOND, EVERYTHING, Hold, RangeGuard
+from fusecache.images.requests import (
+    ChangeRequest,
+    DiscardRequest,
+    FlushRequest,
+    ReadRequest,
+    WriteRequest,
+    ZeroRequest,
+)
 from fusecache.stack.assemble import MissingLayer, Stack, StackLayer
 
 _SEEK_SLICE = 1 << 30
@@ -29,11 +36,11 @@ class ImageFailed(FusecacheError):
     """The image's stack came down; the image must be opened again (EIO)."""
 
 
-class _Barrier(Hold):
+class _Awaited(Hold):
     __slots__ = ("_event",)
 
-    def __init__(self) -> None:
-        super().__init__(0, EVERYTHING, exclusive=True)
+    def __init__(self, start: int, *, exclusive: bool) -> None:
+        super().__init__(start, EVERYTHING, exclusive=exclusive)
         self._event = trio.Event()
 
     def granted(self) -> None:
@@ -166,24 +173,18 @@ class Image:
         return _end_of(DiscardRequest(self).prepare(offset, length, done))
 
     def flush(self, done: Done) -> Attempt:
-        """Make durable all that was acknowledged before; waits for nothing that is in flight."""
-        self._check()
-        outcome = self.top.try_flush(done)
-        if outcome is DECLINED:
-            self.nursery.start_soon(self._flush, done)
+        """Make durable all that was acknowledged before; waits for nothing that is in flight but a barrier."""
+        request = FlushRequest(self, done)
+        if self.guard.active:
+            self._check()
+            return _end_of(request)
+        outcome = self.top.try_flush(request.ended)
+        if outcome is PENDING:
+            request.adopt()
+        elif outcome is DECLINED:
+            request.decline()
             return PENDING
         return outcome
-
-    async def _flush(self, done: Done) -> None:
-        try:
-            await self.top.flush()
-        except Exception as error:
-            done(error)
-        except BaseException:
-            done(VolumeClosed("the image was closed under the request"))
-            raise
-        else:
-            done(None)
 
     async def seek(self, offset: int, *, hole: bool) -> int | None:
         """Return the next offset from *offset* on that lies in a hole (or in data); None where data ends before.
@@ -192,13 +193,14 @@ class Image:
         """
         self._check()
         wanted = ExtentKind.HOLE if hole else ExtentKind.DATA
-        at, size = offset, self.size
-        while at < size:
-            extents: Sequence[Extent] = await self.top.extents(*self._aligned(at, min(_SEEK_SLICE, size - at)))
-            for extent in extents:
-                if extent.kind is wanted and extent.end > at:
-                    return max(at, extent.offset)
-            at = extents[-1].end
+        async with self._holding(_Awaited(BEYOND, exclusive=False)):
+            at, size = offset, self.size
+            while at < size:
+                extents: Sequence[Extent] = await self.top.extents(*self._aligned(at, min(_SEEK_SLICE, size - at)))
+                for extent in extents:
+                    if extent.kind is wanted and extent.end > at:
+                        return max(at, extent.offset)
+                at = extents[-1].end
         return size if hole else None
 
     def _aligned(self, offset: int, length: int) -> tuple[int, int]:
@@ -208,7 +210,11 @@ class Image:
     @asynccontextmanager
     async def barrier(self) -> AsyncIterator[None]:
         """Wait for everything in flight and keep everything new waiting until the end of the block."""
-        hold = _Barrier()
+        async with self._holding(_Awaited(0, exclusive=True)):
+            yield
+
+    @asynccontextmanager
+    async def _holding(self, hold: _Awaited) -> AsyncIterator[None]:
         try:
             if not self.guard.acquire(hold):
                 await hold.wait()
@@ -249,7 +255,7 @@ class Image:
             self._content_changed(self)
 
 
-def _end_of(request: ChangeRequest) -> Attempt:
+def _end_of(request: ChangeRequest | FlushRequest) -> Attempt:
     outcome = request.submit()
     assert isinstance(outcome, Attempt)
     return outcome

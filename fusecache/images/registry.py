@@ -119,6 +119,11 @@ class Registry:
                 return host.image
         return None
 
+    def opened_as(self, key: str) -> Image | None:
+        """Return the image of that backend key if it is open, whatever its name is now."""
+        host = self._hosts.get(key)
+        return host.image if host is not None and not host.closing else None
+
     def all_open(self) -> Sequence[Image]:
         """Return the open images."""
         return [host.image for host in self._hosts.values() if host.image is not None]
@@ -155,8 +160,7 @@ class Registry:
                 raise
             if host.image is not None:
                 return host.image
-            assert host.error is not None
-            raise host.error
+            raise host.error or VolumeClosed(f"image {name!r}: the mount is ending")
 
     def release(self, image: Image) -> None:
         """Stop being a user of *image*. Never waits."""

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 
 import trio
 
-from fusecache.api.errors import VolumeClosed
-from fusecache.api.ranges import Span, is_aligned, widen
+from fusecache.api.errors import OutOfRange, VolumeClosed
+from fusecache.api.ranges import is_aligned, widen
 from fusecache.api.volume import DECLINED, DONE, PENDING, Attempt, Buffers, Done, ReadDone, ReadOutcome, Volume, joined
-from fusecache.images.guard import Hold, RangeGuard
+from fusecache.images.guard import BEYOND, EVERYTHING, Hold, RangeGuard
 
 
 class Host(Protocol):
@@ -33,22 +33,24 @@ class Host(Protocol):
 
 
 class Request(Hold):
-    """A request under way. Its hold is widened to whole blocks where it is not aligned."""
+    """A request under way. Its hold is widened to whole blocks."""
 
     __slots__ = ("_host", "aligned", "length", "offset")
 
     def __init__(self, host: Host, *, exclusive: bool) -> None:
         super().__init__(0, 0, exclusive=exclusive)
         self._host = host
+        self.aligned = True
 
     def _place(self, offset: int, length: int) -> None:
-        host = self._host
-        size = host.top.size
-        self.aligned = is_aligned(offset, length, host.alignment, size)
-        span = Span(offset, offset + length) if self.aligned else widen(offset, length, host.alignment, size)
-        self.start, self.end = span
+        # Past the end too: by the time the range is held, the image may have grown.
+        self.start, self.end = widen(offset, length, self._host.alignment, EVERYTHING)
         self.offset = offset
         self.length = length
+
+    @property
+    def _blocks_end(self) -> int:
+        return min(self.end, self._host.top.size)
 
     def adopt(self) -> None:
         """Hold the range for an attempt that was made with nothing in flight and is PENDING."""
@@ -85,6 +87,11 @@ class Request(Hold):
             self._end(None, outcome)
 
     def _begin(self) -> ReadOutcome | Attempt:
+        # Not before: the size may change while the request waits, and cannot while it is under way.
+        end, size = self.offset + self.length, self._host.top.size
+        self.aligned = is_aligned(self.offset, self.length, self._host.alignment, size)
+        if not self.aligned and end > size:
+            raise OutOfRange(f"found {self.length} bytes at {self.offset}, allowed: a range inside [0, {size})")
         outcome = self._attempt() if self.aligned else DECLINED
         if outcome is DECLINED:
             self._host.nursery.start_soon(self._run)
@@ -146,7 +153,7 @@ class ReadRequest(Request):
         return self._host.top.read(self.offset, self.length)
 
     async def _call_unaligned(self) -> Buffers:
-        data = memoryview(joined(await self._host.top.read(self.start, self.end - self.start)))
+        data = memoryview(joined(await self._host.top.read(self.start, self._blocks_end - self.start)))
         at = self.offset - self.start
         return (data[at : at + self.length],)
 
@@ -203,8 +210,34 @@ class WriteRequest(ChangeRequest):
         return ()
 
     async def _call_unaligned(self) -> Buffers:
-        await self._overwrite(self.start, self.end, self._data)
+        await self._overwrite(self.start, self._blocks_end, self._data)
         return ()
+
+
+class FlushRequest(Request):
+    """Make durable what was acknowledged. Lies beyond every volume, so that it meets nothing but barriers."""
+
+    __slots__ = ("_done",)
+
+    def __init__(self, host: Host, done: Done) -> None:
+        super().__init__(host, exclusive=False)
+        self.start, self.end = BEYOND, EVERYTHING
+        self.offset = self.length = 0
+        self._done = done
+
+    def ended(self, error: BaseException | None) -> None:
+        """The ``done`` given to the stack."""
+        self._end(error, ())
+
+    def _attempt(self) -> Attempt:
+        return self._host.top.try_flush(self.ended)
+
+    async def _call(self) -> Buffers:
+        await self._host.top.flush()
+        return ()
+
+    def _reply(self, error: BaseException | None, buffers: Buffers) -> None:
+        self._done(error)
 
 
 class ClearRequest(ChangeRequest):
@@ -230,14 +263,14 @@ class ClearRequest(ChangeRequest):
         inner_start = -(-self.offset // block) * block
         inner_end = end if end == self._host.top.size else end // block * block
         if inner_start > inner_end:
-            await self._overwrite(self.start, self.end, memoryview(bytes(self.length)))
+            await self._overwrite(self.start, self._blocks_end, memoryview(bytes(self.length)))
             return ()
         if self.offset < inner_start:
             await self._overwrite(self.start, inner_start, memoryview(bytes(inner_start - self.offset)))
         if inner_start < inner_end:
             await self._clear(inner_start, inner_end - inner_start)
         if inner_end < end:
-            await self._overwrite(inner_end, self.end, memoryview(bytes(end - inner_end)))
+            await self._overwrite(inner_end, self._blocks_end, memoryview(bytes(end - inner_end)))
         return ()
 
 

@@ -5,12 +5,11 @@ kind of backend it looks at. Every check receives a place of its own, without im
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final
 
 import trio
 
-from fusecache.api.backend import Backend, ImageInfo
+from fusecache.api.backend import ImageInfo
 from fusecache.api.errors import FusecacheError, ImageBusy, ImageExists, ImageNotFound
 from fusecache.testing.harness import (
     Broken,
@@ -22,60 +21,9 @@ from fusecache.testing.harness import (
     pattern,
     put,
 )
+from fusecache.testing.place import SIZE, Place, expect_raises, load, names, open_and_close, store
 
-Copy: TypeAlias = Callable[[Backend, str, str], None]
-Fingerprint: TypeAlias = Callable[[Backend], object]
-
-SIZE: Final = 65536 + 517
 IMPOSSIBLE_NAMES: Final = ("", ".", "..", "image/", "missing/image", "../image", "n" * 300, "zero\0byte")
-
-
-@dataclass(frozen=True)
-class Place:
-    """A backend under test, and what can be done to it behind its back, where the caller of the check knows how."""
-
-    backend: Backend
-    copy: Copy | None = None
-    fingerprint: Fingerprint | None = None
-
-
-async def expect_raises(
-    kinds: type[Exception] | tuple[type[Exception], ...], call: Awaitable[object], what: str
-) -> None:
-    """See that *call* raises one of *kinds*, with a message."""
-    names = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
-    try:
-        found = await call
-    except kinds as error:
-        expect(bool(str(error)), f"{what} raised {error!r}, without a message")
-    except Exception as error:
-        raise Broken(f"{what} raised {error!r}, expected {names}") from error
-    else:
-        raise Broken(f"{what} returned {found!r}, expected {names}")
-
-
-async def _open_and_close(backend: Backend, name: str, *, read_only: bool = False) -> str:
-    async with backend.open(name, read_only=read_only) as image:
-        return image.identity.text
-
-
-async def _store(backend: Backend, name: str, seed: int) -> bytes:
-    """Create an image with content, or fill the one there is."""
-    data = pattern(SIZE, seed)
-    if name not in await _names(backend):
-        await backend.create(name, SIZE)
-    async with backend.open(name) as image:
-        await put(image, 0, data)
-    return data
-
-
-async def _load(backend: Backend, name: str) -> bytes:
-    async with backend.open(name) as image:
-        return await content(image)
-
-
-async def _names(backend: Backend) -> set[str]:
-    return {info.name for info in await backend.list()}
 
 
 async def a_created_image_is_listed_and_reads_as_zeroes(place: Place) -> None:
@@ -86,7 +34,7 @@ async def a_created_image_is_listed_and_reads_as_zeroes(place: Place) -> None:
         created = await backend.create(name, SIZE + number)
         _expect_info(created, name, SIZE + number)
         _expect_info(await backend.lookup(name), name, SIZE + number)
-        expect_bytes(await _load(backend, name), bytes(SIZE + number))
+        expect_bytes(await load(backend, name), bytes(SIZE + number))
     listed = {info.name: info for info in await backend.list()}
     for name, info in listed.items():
         _expect_info(info, name, (await backend.lookup(name)).size)
@@ -105,9 +53,9 @@ def _expect_info(info: ImageInfo, name: str, size: int) -> None:
 async def create_never_replaces_an_image(place: Place) -> None:
     """ImageExists, and the image keeps its bytes; of many at once for one name exactly one succeeds."""
     backend = place.backend
-    data = await _store(backend, "image", 1)
+    data = await store(backend, "image", 1)
     await expect_raises(ImageExists, backend.create("image", 4096), "create of a taken name")
-    expect_bytes(await _load(backend, "image"), data)
+    expect_bytes(await load(backend, "image"), data)
     outcomes: list[bool] = []
 
     async def create() -> None:
@@ -127,7 +75,7 @@ async def create_never_replaces_an_image(place: Place) -> None:
 async def listing_and_lookup_write_nothing(place: Place) -> None:
     """What is stored, and what is told of it, stays the same."""
     backend = place.backend
-    await _store(backend, "image", 2)
+    await store(backend, "image", 2)
     await backend.create("never-opened", SIZE)
     stored = place.fingerprint(backend) if place.fingerprint else None
     before = sorted(await backend.list(), key=lambda info: info.name)
@@ -146,25 +94,25 @@ async def what_is_no_image_is_not_found(place: Place) -> None:
     for name in ("missing", *IMPOSSIBLE_NAMES):
         kinds = (ImageNotFound,) if name == "missing" else (FusecacheError, OSError)
         await expect_raises(kinds, backend.lookup(name), f"lookup of {name!r}")
-        await expect_raises(kinds, _open_and_close(backend, name), f"open of {name!r}")
+        await expect_raises(kinds, open_and_close(backend, name), f"open of {name!r}")
         await expect_raises(kinds, backend.remove(name), f"remove of {name!r}")
         await expect_raises(kinds, backend.rename(name, "new"), f"rename of {name!r}")
-    expect(await _names(backend) == {"image"}, f"found {await _names(backend)}, expected one image")
+    expect(await names(backend) == {"image"}, f"found {await names(backend)}, expected one image")
 
 
 async def an_open_image_has_one_owner(place: Place) -> None:
     """A second open, also for reading, raises ImageBusy until the first is closed; the first is not disturbed."""
     backend = place.backend
-    data = await _store(backend, "image", 3)
+    data = await store(backend, "image", 3)
     async with backend.open("image") as image:
         for read_only in (False, True):
-            await expect_raises(ImageBusy, _open_and_close(backend, "image", read_only=read_only), "a second open")
+            await expect_raises(ImageBusy, open_and_close(backend, "image", read_only=read_only), "a second open")
         expect_bytes(await content(image), data)
         await put(image, 0, pattern(SIZE, 4))
         expect_bytes(await content(image), pattern(SIZE, 4))
     async with backend.open("image", read_only=True):
-        await expect_raises(ImageBusy, _open_and_close(backend, "image"), "an open beside a reader")
-    expect_bytes(await _load(backend, "image"), pattern(SIZE, 4))
+        await expect_raises(ImageBusy, open_and_close(backend, "image"), "an open beside a reader")
+    expect_bytes(await load(backend, "image"), pattern(SIZE, 4))
 
 
 async def of_many_opens_at_once_one_succeeds(place: Place) -> None:
@@ -196,7 +144,7 @@ async def of_many_opens_at_once_one_succeeds(place: Place) -> None:
 async def a_closed_image_refuses_requests(place: Place) -> None:
     """Reads and writes raise; nothing reaches what another owner has open now."""
     backend = place.backend
-    data = await _store(backend, "image", 5)
+    data = await store(backend, "image", 5)
     async with backend.open("image") as image:
         pass
     async with backend.open("image") as other:
@@ -212,7 +160,7 @@ async def a_closed_image_refuses_requests(place: Place) -> None:
 async def an_image_opened_for_reading_cannot_be_changed(place: Place) -> None:
     """``read_only`` says so, changes raise, and the bytes stay."""
     backend = place.backend
-    data = await _store(backend, "image", 6)
+    data = await store(backend, "image", 6)
     async with backend.open("image", read_only=True) as image:
         expect(image.read_only is True, f"read_only is {image.read_only!r}")
         changes: Sequence[Callable[[], Awaitable[None]]] = (
@@ -228,51 +176,51 @@ async def an_image_opened_for_reading_cannot_be_changed(place: Place) -> None:
                 continue
             raise Broken("a change to an image opened for reading returned")
         expect_bytes(await content(image), data)
-    expect_bytes(await _load(backend, "image"), data)
+    expect_bytes(await load(backend, "image"), data)
 
 
 async def acknowledged_data_survives_closing(place: Place) -> None:
     """Flushed or not; and the size a resize has set."""
     backend = place.backend
-    data = await _store(backend, "image", 7)
-    expect_bytes(await _load(backend, "image"), data)
+    data = await store(backend, "image", 7)
+    expect_bytes(await load(backend, "image"), data)
     async with backend.open("image") as image:
         await image.resize(SIZE + 100)
         await put(image, SIZE, pattern(100, 8))
     expect((await backend.lookup("image")).size == SIZE + 100, "lookup does not tell the size a resize has set")
-    expect_bytes(await _load(backend, "image"), data + pattern(100, 8))
+    expect_bytes(await load(backend, "image"), data + pattern(100, 8))
 
 
 async def a_rename_keeps_key_identity_and_bytes(place: Place) -> None:
     """The old name is gone; the same holds for a name used before."""
     backend = place.backend
-    data = await _store(backend, "one", 9)
-    identity = await _open_and_close(backend, "one")
+    data = await store(backend, "one", 9)
+    identity = await open_and_close(backend, "one")
     key = (await backend.lookup("one")).key
     await backend.rename("one", "two")
     await expect_raises(ImageNotFound, backend.lookup("one"), "lookup of the old name")
-    expect(await _names(backend) == {"two"}, f"listed are {await _names(backend)}")
+    expect(await names(backend) == {"two"}, f"listed are {await names(backend)}")
     expect((await backend.lookup("two")).key == key, "the key has changed")
-    expect(await _open_and_close(backend, "two") == identity, "the identity has changed")
-    expect_bytes(await _load(backend, "two"), data)
+    expect(await open_and_close(backend, "two") == identity, "the identity has changed")
+    expect_bytes(await load(backend, "two"), data)
     await backend.create("one", SIZE)
-    expect(await _open_and_close(backend, "one") != identity, "a new image of the old name has the same identity")
+    expect(await open_and_close(backend, "one") != identity, "a new image of the old name has the same identity")
     expect((await backend.lookup("one")).key != key, "a new image of the old name has the same key")
 
 
 async def rename_never_replaces_an_image(place: Place) -> None:
     """ImageExists, and both images stay as they were."""
     backend = place.backend
-    one, two = await _store(backend, "one", 10), await _store(backend, "two", 11)
+    one, two = await store(backend, "one", 10), await store(backend, "two", 11)
     await expect_raises(ImageExists, backend.rename("one", "two"), "rename to a taken name")
-    expect_bytes(await _load(backend, "one"), one)
-    expect_bytes(await _load(backend, "two"), two)
+    expect_bytes(await load(backend, "one"), one)
+    expect_bytes(await load(backend, "two"), two)
 
 
 async def an_open_image_tells_its_present_name_and_size(place: Place) -> None:
     """``info`` agrees with ``lookup``, also after a rename and a resize; the image goes on working."""
     backend = place.backend
-    data = await _store(backend, "one", 12)
+    data = await store(backend, "one", 12)
     async with backend.open("one") as image:
         _expect_info(await image.info(), "one", SIZE)
         expect((await image.info()).key == (await backend.lookup("one")).key, "info and lookup disagree on the key")
@@ -280,7 +228,7 @@ async def an_open_image_tells_its_present_name_and_size(place: Place) -> None:
         _expect_info(await image.info(), "one", SIZE - 100)
         await backend.rename("one", "two")
         _expect_info(await image.info(), "two", SIZE - 100)
-        await expect_raises(ImageBusy, _open_and_close(backend, "two"), "an open under the new name")
+        await expect_raises(ImageBusy, open_and_close(backend, "two"), "an open under the new name")
         expect_bytes(await fetch(image, 0, 4096), data[:4096])
     _expect_info(await backend.lookup("two"), "two", SIZE - 100)
 
@@ -288,18 +236,18 @@ async def an_open_image_tells_its_present_name_and_size(place: Place) -> None:
 async def remove_takes_the_image_and_nothing_else(place: Place) -> None:
     """It is gone from lookup and list; an open one raises ImageBusy and stays; a new one of that name is empty."""
     backend = place.backend
-    data, other = await _store(backend, "image", 13), await _store(backend, "other", 14)
+    data, other = await store(backend, "image", 13), await store(backend, "other", 14)
     async with backend.open("image") as image:
         identity = image.identity
         await expect_raises(ImageBusy, backend.remove("image"), "remove of an open image")
         expect_bytes(await content(image), data)
     await backend.remove("image")
     await expect_raises(ImageNotFound, backend.lookup("image"), "lookup of a removed image")
-    expect(await _names(backend) == {"other"}, f"listed are {await _names(backend)}")
+    expect(await names(backend) == {"other"}, f"listed are {await names(backend)}")
     await backend.create("image", SIZE)
-    expect_bytes(await _load(backend, "image"), bytes(SIZE))
-    expect(await _open_and_close(backend, "image") != identity.text, "a new image has a removed one's identity")
-    expect_bytes(await _load(backend, "other"), other)
+    expect_bytes(await load(backend, "image"), bytes(SIZE))
+    expect(await open_and_close(backend, "image") != identity.text, "a new image has a removed one's identity")
+    expect_bytes(await load(backend, "other"), other)
 
 
 async def identity_survives_reopening_and_is_nobody_elses(place: Place) -> None:
@@ -308,10 +256,10 @@ async def identity_survives_reopening_and_is_nobody_elses(place: Place) -> None:
     texts = {}
     for name in ("one", "two"):
         await backend.create(name, SIZE)
-        texts[name] = await _open_and_close(backend, name)
+        texts[name] = await open_and_close(backend, name)
         text = texts[name]
         expect(text.isprintable() and len(text) <= 512 and ":" in text[1:], f"found the identity {text!r}")
-        expect(await _open_and_close(backend, name) == text, "the identity differs at the next open")
+        expect(await open_and_close(backend, name) == text, "the identity differs at the next open")
     expect(texts["one"] != texts["two"], f"two images share the identity {texts['one']!r}")
 
 
@@ -320,12 +268,12 @@ async def a_copy_is_another_image(place: Place) -> None:
     backend = place.backend
     if place.copy is None:
         return
-    data = await _store(backend, "image", 15)
-    identity = await _open_and_close(backend, "image")
+    data = await store(backend, "image", 15)
+    identity = await open_and_close(backend, "image")
     place.copy(backend, "image", "copy")
-    expect_bytes(await _load(backend, "copy"), data)
-    expect(await _open_and_close(backend, "copy") != identity, "the copy has the original's identity")
-    expect(await _open_and_close(backend, "image") == identity, "the original's identity has changed")
+    expect_bytes(await load(backend, "copy"), data)
+    expect(await open_and_close(backend, "copy") != identity, "the copy has the original's identity")
+    expect(await open_and_close(backend, "image") == identity, "the original's identity has changed")
     keys = [(await backend.lookup(name)).key for name in ("image", "copy")]
     expect(keys[0] != keys[1], "the copy has the original's key")
 
@@ -336,28 +284,28 @@ async def a_cancelled_change_of_names_happened_or_not(place: Place) -> None:
     data = pattern(SIZE, 16)
 
     async def look_at_created(where: str) -> None:
-        if "created" in await _names(backend):
-            expect_bytes(await _load(backend, "created"), bytes(SIZE))
+        if "created" in await names(backend):
+            expect_bytes(await load(backend, "created"), bytes(SIZE))
             await backend.remove("created")
-        expect(await _names(backend) == set(), f"create {where}: listed are {await _names(backend)}")
+        expect(await names(backend) == set(), f"create {where}: listed are {await names(backend)}")
 
     async def look_at_renamed(where: str) -> None:
-        names = await _names(backend)
-        expect(names in ({"old"}, {"new"}), f"rename {where}: listed are {names}")
-        (name,) = names
-        expect_bytes(await _load(backend, name), data)
+        listed = await names(backend)
+        expect(listed in ({"old"}, {"new"}), f"rename {where}: listed are {listed}")
+        (name,) = listed
+        expect_bytes(await load(backend, name), data)
         if name == "new":
             await backend.rename("new", "old")
 
     async def look_at_removed(where: str) -> None:
-        names = await _names(backend)
-        expect(names in ({"old"}, set()), f"remove {where}: listed are {names}")
-        if names:
-            expect_bytes(await _load(backend, "old"), data)
-        await _store(backend, "old", 16)
+        listed = await names(backend)
+        expect(listed in ({"old"}, set()), f"remove {where}: listed are {listed}")
+        if listed:
+            expect_bytes(await load(backend, "old"), data)
+        await store(backend, "old", 16)
 
     await cancelled_at_each_await(lambda: backend.create("created", SIZE), look_at_created)
-    await _store(backend, "old", 16)
+    await store(backend, "old", 16)
     await cancelled_at_each_await(lambda: backend.rename("old", "new"), look_at_renamed)
     await cancelled_at_each_await(lambda: backend.remove("old"), look_at_removed)
 
@@ -365,7 +313,7 @@ async def a_cancelled_change_of_names_happened_or_not(place: Place) -> None:
 async def a_cancelled_open_holds_nothing(place: Place) -> None:
     """Cancelled at any await, also while open, the image can be opened again at once."""
     backend = place.backend
-    data = await _store(backend, "image", 17)
+    data = await store(backend, "image", 17)
 
     async def open_and_read() -> None:
         async with backend.open("image") as image:
@@ -373,7 +321,7 @@ async def a_cancelled_open_holds_nothing(place: Place) -> None:
 
     async def look(where: str) -> None:
         try:
-            expect_bytes(await _load(backend, "image"), data)
+            expect_bytes(await load(backend, "image"), data)
         except ImageBusy as error:
             raise Broken(f"{where}: still locked: {error}") from error
 

@@ -14,9 +14,10 @@ from fusecache.api.backend import Backend
 from fusecache.api.layer import LayerPlugin
 from fusecache.api.volume import Volume
 from fusecache.testing.attempt_checks import ATTEMPT_CHECKS
-from fusecache.testing.backend_checks import BACKEND_CHECKS, Copy, Fingerprint, Place
+from fusecache.testing.backend_checks import BACKEND_CHECKS
 from fusecache.testing.harness import keep
 from fusecache.testing.layer_checks import LAYER_CHECKS
+from fusecache.testing.place import Copy, Fingerprint, Place
 from fusecache.testing.plugin_checks import PLUGIN_CHECKS
 from fusecache.testing.rig import MEMORY_VOLUMES, MakeVolume, fresh_layer, layer_rig
 from fusecache.testing.volume_checks import VOLUME_CHECKS

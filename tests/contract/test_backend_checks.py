@@ -13,6 +13,7 @@ from fusecache.api.errors import ImageBusy, ImageExists
 from fusecache.testing import MemoryBackend, MemoryImage, MemoryVolume, check_backend
 from fusecache.testing import backend_checks as checks
 from fusecache.testing.harness import keep
+from fusecache.testing.place import Place
 from fusecache.testing.sparse import SparseBytes
 
 
@@ -180,7 +181,7 @@ class CancelledOpensStayLocked(MemoryBackend):
             image.owner = None
 
 
-BROKEN: Final[Sequence[tuple[Callable[[checks.Place], Awaitable[None]], type[MemoryBackend]]]] = (
+BROKEN: Final[Sequence[tuple[Callable[[Place], Awaitable[None]], type[MemoryBackend]]]] = (
     (checks.a_created_image_is_listed_and_reads_as_zeroes, ForgetsToList),
     (checks.create_never_replaces_an_image, CreatesOver),
     (checks.create_never_replaces_an_image, ChecksBeforeItWaits),
@@ -206,13 +207,13 @@ BROKEN: Final[Sequence[tuple[Callable[[checks.Place], Awaitable[None]], type[Mem
 
 @pytest.mark.parametrize(("check", "broken"), BROKEN, ids=[broken.__name__ for _, broken in BROKEN])
 async def test_a_check_catches_a_broken_backend(
-    check: Callable[[checks.Place], Awaitable[None]],
+    check: Callable[[Place], Awaitable[None]],
     broken: type[MemoryBackend],
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     @asynccontextmanager
-    async def make_place() -> AsyncIterator[checks.Place]:
-        yield checks.Place(broken(), copy_wholly, changes)
+    async def make_place() -> AsyncIterator[Place]:
+        yield Place(broken(), copy_wholly, changes)
 
     promise = check.__name__.replace("_", " ")
     with pytest.raises(AssertionError, match=f"^{promise}: (?!raised)"):

@@ -115,14 +115,23 @@ def test_echo_changes_byte_0_alone(disk: Path, content: bytes, place: Place) -> 
     assert disk.read_bytes() == b"\n" + content[1:]
 
 
-def test_the_size_is_right_at_once_after_o_trunc(disk: Path, content: bytes) -> None:
-    fd = os.open(disk, os.O_RDWR | os.O_TRUNC)
-    try:
-        assert os.fstat(fd).st_size == len(content)
-        assert os.lseek(fd, 0, os.SEEK_END) == len(content)
-        assert os.pread(fd, 10, 5) == content[5:15]
-    finally:
-        os.close(fd)
+AFTER_O_TRUNC: dict[str, Callable[[int, int], object]] = {
+    "size": lambda fd, size: os.fstat(fd).st_size == size,
+    "end": lambda fd, size: os.lseek(fd, 0, os.SEEK_END) == size,
+    "hole": lambda fd, size: os.lseek(fd, 0, os.SEEK_HOLE) == size,
+    "read": lambda fd, size: len(os.read(fd, 2 * size)) == size,
+    "read of the last byte": lambda fd, size: len(os.pread(fd, 1, size - 1)) == 1,
+    "write to the last byte": lambda fd, size: os.pwrite(fd, b"x", size - 1) and os.fstat(fd).st_size == size,
+}
+
+
+def test_the_end_is_right_at_once_after_o_trunc(disk: Path, content: bytes) -> None:
+    for what, holds in AFTER_O_TRUNC.items():
+        fd = os.open(disk, os.O_RDWR | os.O_TRUNC)
+        try:
+            assert holds(fd, len(content)), what
+        finally:
+            os.close(fd)
 
 
 def test_o_append_writes_at_the_end_and_so_finds_no_space(disk: Path, content: bytes) -> None:

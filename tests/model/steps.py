@@ -66,11 +66,18 @@ class Resize:
 
 
 @dataclass(frozen=True)
+class Grow:
+    """Make at least so long."""
+
+    size: int
+
+
+@dataclass(frozen=True)
 class Reopen:
     """Close the stack and open it again."""
 
 
-Step: TypeAlias = Ask | Burst | Seek | WriteBack | Invalidate | Resize | Reopen
+Step: TypeAlias = Ask | Burst | Seek | WriteBack | Invalidate | Resize | Grow | Reopen
 
 _OFFSETS: Final = st.one_of(st.integers(0, LARGEST), st.integers(0, LARGEST // 512).map(lambda unit: unit * 512))
 _LENGTHS: Final = st.one_of(st.integers(1, 700), st.sampled_from([512, 1024, 4096]), st.integers(1, LARGEST))
@@ -84,7 +91,8 @@ _ASKS: Final = st.builds(
 _RARE: Final = st.one_of(
     st.builds(WriteBack, st.one_of(st.none(), st.integers(0, 2))),
     st.builds(Invalidate, st.integers(0, 2), st.booleans()),
-    st.builds(Resize, st.one_of(st.integers(0, LARGEST), st.integers(0, LARGEST // 512).map(lambda unit: unit * 512))),
+    st.builds(Resize, _OFFSETS),
+    st.builds(Grow, _OFFSETS),
     st.just(Reopen()),
     st.builds(Seek, _OFFSETS, st.booleans()),
 )

@@ -25,7 +25,7 @@ from fusecache.stack.discover import load
 from fusecache.state.store import StateStore
 from fusecache.testing import AttemptMode, MemoryBackend
 from tests.model.levels import Levels
-from tests.model.steps import RUNS, SIZES, Ask, Burst, Invalidate, Reopen, Resize, Seek, Step, WriteBack
+from tests.model.steps import RUNS, SIZES, Ask, Burst, Grow, Invalidate, Reopen, Resize, Seek, Step, WriteBack
 from tests.support.places import directory_backend, running_completions
 from tests.support.writeback_layer import WritebackPlugin
 
@@ -66,7 +66,7 @@ def writeback_is_installed() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("make_backend", "layers"),
     STACKS,
-    ids=[str(number) + "-".join(("", *layers)) for number, (_, layers) in enumerate(STACKS)],
+    ids=["-".join((str(number), *layers)) for number, (_, layers) in enumerate(STACKS)],
 )
 @given(size=SIZES, steps=RUNS)
 def test_a_stack_reads_like_a_byte_array(
@@ -186,6 +186,9 @@ async def take(image: Image, model: Levels, step: Step) -> None:
             await image.resize(step.size)
             model.resize(step.size)
             assert image.size == step.size
+        case Grow():
+            await image.grow(step.size)
+            model.resize(max(step.size, model.size))
 
 
 async def take_burst(image: Image, model: Levels, burst: Burst) -> None:
