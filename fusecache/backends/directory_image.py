@@ -42,6 +42,9 @@ log = logging.getLogger(__name__)
 _PATIENCE: Final = 3.0
 """How long closing an image waits for calls that hang in the kernel, in seconds."""
 
+_BRIEF_LENGTH: Final = 64 << 10
+"""Up to this length a write into the page cache is over before another CPU is awake."""
+
 _SCRATCH_SIZE: Final = 1 << 20
 _VIEW_STEP: Final = 4096
 
@@ -145,8 +148,11 @@ class DirectoryImage(BackendImage):
                 return DONE
             offset += written
             data = data[written:]
-        lane = self._others if self._file.writes_direct(offset, len(data)) else self._changes
-        lane.submit(done, self._file.write, offset, data)
+        length = len(data)
+        if self._file.writes_direct(offset, length):
+            self._others.submit(done, self._file.write, offset, data)
+        else:
+            self._changes.submit(done, self._file.write, offset, data, brief=length <= _BRIEF_LENGTH)
         return PENDING
 
     def try_write_zeroes(self, offset: int, length: int, done: Done) -> Attempt:

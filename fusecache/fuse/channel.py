@@ -115,7 +115,10 @@ class Channel:
             nursery.start_soon(self._return_replies)
             nursery.start_soon(self._send_waiting)
             with self._receiving:
-                await self._receive()
+                try:
+                    await self._receive()
+                finally:
+                    self._completions.let_go()
             if self._receiving.cancelled_caught:
                 await trio.sleep_forever()
             nursery.cancel_scope.cancel()
@@ -124,22 +127,28 @@ class Channel:
         fd, free, completions = self._fd, self.memory.free, self._completions
         handlers, unpack, readv, pending = self._data.handlers, REQUEST.unpack_from, os.readv, self._pending
         budget = _BATCH
+        completions.hold_back()
         while True:
-            if not budget:
-                await trio.lowlevel.checkpoint()
+            if not budget or not free:
+                completions.let_go()
+                if free:
+                    await trio.lowlevel.checkpoint()
+                else:
+                    await self._wait_for_slot()
+                completions.hold_back()
                 budget = _BATCH
             budget -= 1
-            if not free:
-                await self._wait_for_slot()
             slot = free.pop()
             try:
                 length = readv(fd, slot.parts)
             except BlockingIOError:
                 free.append(slot)
+                completions.let_go()
                 # Spinning helps only where no task of this loop is awaited; threads get the interpreter in select().
                 if (pending and not completions.outstanding) or not self._linger():
                     await self._park()
                     budget = _BATCH
+                completions.hold_back()
                 continue
             except OSError as error:
                 free.append(slot)
@@ -165,26 +174,30 @@ class Channel:
 
     def _linger(self) -> bool:
         """Wait briefly for a request or a completion; True when there was one."""
-        spin = self._spin
+        spin, completions = self._spin, self._completions
         if not spin.allowed():
             return False
-        if self._completions.outstanding:
-            readable, _, _ = select.select((self._fd, self._completions.fd), (), (), spin.seconds)
-            if self._completions.fd in readable:
-                self._completions.acknowledge()
-            if readable:
-                spin.hit()
-                return True
+        if completions.outstanding:
+            # Results that are due at once are waited for alone: they come together, and so do the requests meanwhile.
+            awaited = (completions.fd,) if completions.brief else (self._fd, completions.fd)
+            readable, _, _ = select.select(awaited, (), (), spin.seconds)
+            if completions.fd in readable:
+                completions.acknowledge()
+            found = bool(readable)
+        else:
+            found = self._poll_until(time.perf_counter_ns() + spin.nanoseconds)
+        if found:
+            spin.hit()
+        else:
             spin.missed()
-            return False
+        return found
+
+    def _poll_until(self, deadline: int) -> bool:
         poll = self._poll.poll
-        deadline = time.perf_counter_ns() + spin.nanoseconds
-        while time.perf_counter_ns() < deadline:
-            if poll(0):
-                spin.hit()
-                return True
-        spin.missed()
-        return False
+        while not poll(0):
+            if time.perf_counter_ns() > deadline:
+                return False
+        return True
 
     async def _park(self) -> None:
         with trio.move_on_after(_TRIM_AFTER):

@@ -38,8 +38,14 @@ class MountEntry:
 
 def mounts() -> list[MountEntry]:
     """Return all mounts this process sees, later ones over earlier ones."""
+    return parse_mountinfo(Path("/proc/self/mountinfo").read_bytes())
+
+
+def parse_mountinfo(content: bytes) -> list[MountEntry]:
+    """Return the entries of a file in the format of proc_pid_mountinfo(5)."""
     entries = []
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+    # Only a newline ends a line: other separators stand in names as they are.
+    for line in os.fsdecode(content).removesuffix("\n").split("\n"):
         fields, _, tail = line.partition(" - ")
         fstype, source = tail.split(" ")[:2]
         entries.append(MountEntry(Path(_unescape(fields.split(" ")[4])), fstype, _unescape(source)))
