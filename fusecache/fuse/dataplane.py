@@ -17,7 +17,7 @@ from typing import Final, TypeAlias
 import trio
 
 from fusecache.api.errors import FusecacheError, errno_of
-from fusecache.api.volume import PENDING, Buffers, Done, ReadDone
+from fusecache.api.volume import PENDING, Buffers, Done, ReadDone, joined
 from fusecache.fuse.handles import Handles
 from fusecache.fuse.protocol import (
     FALLOC_FL_KEEP_SIZE,
@@ -42,8 +42,9 @@ log = logging.getLogger(__name__)
 Handler: TypeAlias = Callable[[Slot, int, int, int, int], bool]
 """``handler(slot, unique, fh, offset, size)``."""
 
-_INTERRUPT_PATIENCE: Final = 1.0
+_INTERRUPT_PATIENCE: Final = 0.1
 """Seconds that an interrupted request may still take to end by itself."""
+_IOV_MAX: Final = os.sysconf("SC_IOV_MAX")
 _PUNCH: Final = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 _pack_header = OUT_HEADER.pack
 _pack_write = WRITE_OUT.pack
@@ -109,7 +110,7 @@ class DataPlane:
     def interrupt(self, slot: Slot) -> None:
         """Answer an interrupted request EINTR where it need not be waited for; changes to images are left to end.
 
-        A command is answered at once, all else only after a second: not just a signal that kills interrupts, but also
+        A command is answered at once, all else only a tenth of a second later: not just a signal that kills interrupts, but also
         a program's timer or the end of its asynchronous I/O, and programs do not expect EINTR of an ordinary file.
         """
         if not slot.interruptible or slot.answered:
@@ -161,6 +162,8 @@ class DataPlane:
         return True
 
     def _send_data(self, unique: int, length: int, buffers: Buffers) -> None:
+        if len(buffers) >= _IOV_MAX:
+            buffers = (joined(buffers),)
         try:
             os.writev(self._fd, (_pack_header(16 + length, 0, unique), *buffers))
         except FileNotFoundError:
@@ -168,12 +171,6 @@ class DataPlane:
         except OSError as error:
             log.warning("the kernel refused data: %s", error)
             self.send(error_reply(unique, errno.EIO))
-
-    def _file(self, handle: int) -> OpenFile:
-        try:
-            return self._files[handle]
-        except KeyError:
-            raise OSError(errno.EBADF, f"file handle {handle:#x} is not open") from None
 
     def _read(self, slot: Slot, unique: int, handle: int, offset: int, size: int) -> bool:
         try:
@@ -212,7 +209,7 @@ class DataPlane:
 
     def _fsync(self, slot: Slot, unique: int, handle: int, offset: int, size: int) -> bool:
         try:
-            if self._file(handle).flush(slot.done) is PENDING:
+            if self._files[handle].flush(slot.done) is PENDING:
                 return self._pend(slot, unique, Opcode.FSYNC, 0)
             self.send(_pack_header(16, 0, unique))
         except Exception as error:
@@ -222,7 +219,7 @@ class DataPlane:
     def _fallocate(self, slot: Slot, unique: int, handle: int, offset: int, size: int) -> bool:
         _, offset, length, mode = FALLOCATE_IN.unpack_from(slot.head, IN_HEADER_SIZE)
         try:
-            file = self._file(handle)
+            file = self._files[handle]
             if mode == _PUNCH:
                 outcome = file.discard(offset, length, slot.done)
             elif mode in (FALLOC_FL_ZERO_RANGE, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE):
@@ -243,7 +240,7 @@ class DataPlane:
     def _lseek(self, slot: Slot, unique: int, handle: int, offset: int, size: int) -> bool:
         _, offset, whence = LSEEK_IN.unpack_from(slot.head, IN_HEADER_SIZE)
         try:
-            file = self._file(handle)
+            file = self._files[handle]
             if whence not in (SEEK_DATA, SEEK_HOLE):
                 raise OSError(errno.EINVAL, f"lseek whence {whence} is not supported")
         except Exception as error:

@@ -3,19 +3,27 @@
 Owns the table from the kernel's file handles to open files, and its copy in the slot memory. It must not know requests.
 """
 
+import errno
+from typing import NoReturn
+
 from fusecache.fuse.slots import SlotMemory
 from fusecache.images.node import OpenFile
+
+
+class _Files(dict[int, OpenFile]):
+    def __missing__(self, handle: int) -> NoReturn:
+        raise OSError(errno.EBADF, f"file handle {handle:#x} is not open")
 
 
 class Handles:
     """The open files of a mount.
 
     Attributes:
-        files: handle to open file; the data plane reads it directly.
+        files: handle to open file, or OSError EBADF; the data plane reads it directly.
     """
 
     def __init__(self, memory: SlotMemory) -> None:
-        self.files: dict[int, OpenFile] = {}
+        self.files: dict[int, OpenFile] = _Files()
         self._memory = memory
 
     def add(self, file: OpenFile, nodeid: int, flags: int, *, creator: bool = False) -> int:

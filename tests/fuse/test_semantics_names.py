@@ -56,21 +56,25 @@ FORBIDDEN: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("what", FORBIDDEN)
-def test_by_default_names_owners_and_modes_are_eperm_to_change(root: Path, place: Place, what: str) -> None:
+def outcome(attempt: Callable[[Path], object], root: Path) -> int:
+    try:
+        attempt(root)
+    except OSError as error:
+        return error.errno or -1
+    return 0
+
+
+def test_by_default_names_owners_and_modes_are_eperm_to_change(root: Path, place: Place) -> None:
     before = sorted(root.iterdir()), (root / "disk").stat()
-    with pytest.raises(PermissionError) as caught:
-        FORBIDDEN[what](root)
-    assert caught.value.errno == errno.EPERM
+    outcomes = {what: outcome(attempt, root) for what, attempt in FORBIDDEN.items()}
+    assert outcomes == dict.fromkeys(FORBIDDEN, errno.EPERM)
     assert (sorted(root.iterdir()), (root / "disk").stat()) == before
     assert [path.name for path in place.images.iterdir()] == ["disk"]
 
 
-@pytest.mark.parametrize("what", ["mkdir", "mknod", "mkfifo", "symlink", "link", "rmdir", "chmod", "chown"])
-def test_no_configuration_allows_anything_but_images(free: Path, what: str) -> None:
-    with pytest.raises(PermissionError) as caught:
-        FORBIDDEN[what](free)
-    assert caught.value.errno == errno.EPERM
+def test_no_configuration_allows_anything_but_images(free: Path) -> None:
+    for what in ("mkdir", "mknod", "mkfifo", "symlink", "link", "rmdir", "chmod", "chown"):
+        assert outcome(FORBIDDEN[what], free) == errno.EPERM, what
 
 
 @pytest.mark.parametrize("what", ["create", "rename", "remove"])

@@ -90,11 +90,9 @@ def test_allocating_inside_the_image_succeeds_and_changes_no_data(fd: int, below
     assert below.read_bytes() == b"d" * (4 * MIB + 1)
 
 
-@pytest.mark.parametrize(
-    "mode", [PUNCH_HOLE, COLLAPSE, INSERT, UNSHARE, UNSHARE | KEEP_SIZE, PUNCH_HOLE | ZERO | KEEP_SIZE]
-)
-def test_other_modes_are_refused_and_change_nothing(fd: int, below: Path, mode: int) -> None:
-    assert fallocate(fd, mode, MIB, MIB) in (errno.EOPNOTSUPP, errno.EINVAL)
+def test_other_modes_are_refused_and_change_nothing(fd: int, below: Path) -> None:
+    for mode in (PUNCH_HOLE, COLLAPSE, INSERT, UNSHARE, UNSHARE | KEEP_SIZE, PUNCH_HOLE | ZERO | KEEP_SIZE):
+        assert fallocate(fd, mode, MIB, MIB) in (errno.EOPNOTSUPP, errno.EINVAL), hex(mode)
     assert below.read_bytes() == b"d" * (4 * MIB + 1)
 
 

@@ -54,7 +54,7 @@ def test_qemu_img_converts_into_an_image(
 def test_qemu_img_compare_sees_a_difference(source: Path, place: Place, mounted: Callable[..., Mount]) -> None:
     content = bytearray(source.read_bytes())
     content[-1] ^= 1
-    place.image("disk", content)
+    place.image("disk", bytes(content))
     result = attempt("qemu-img", "compare", "-f", "raw", "-F", "raw", source, mounted().path / "disk")
     assert result.returncode == 1
     assert "Content mismatch" in result.stdout

@@ -119,7 +119,7 @@ def test_tar_packs_and_sums_agree(tmp_path: Path, place: Place, mounted: Callabl
 def test_a_memory_map_and_its_file_are_one(place: Place, mounted: Callable[..., Mount], seed: int) -> None:
     size = MIB + 1000
     expected = bytearray(random.Random(seed).randbytes(size))
-    stored = place.image("disk", expected)
+    stored = place.image("disk", bytes(expected))
     fd = os.open(mounted().path / "disk", os.O_RDWR)
     with os.fdopen(fd, "r+b", buffering=0) as file, mmap.mmap(fd, size) as memory:
         assert memory[:] == expected

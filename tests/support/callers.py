@@ -59,7 +59,8 @@ class Caller:
         self.process.kill()
         self.process.stdin.close()
         self.process.stdout.close()
-        self.process.wait(PATIENCE)
+        # Where it waits beyond the reach of signals, it ends with the daemon.
+        in_thread(self.process.wait)
 
     def wait_until_blocked(self) -> None:
         """Wait until the process waits for an answer to a FUSE request."""

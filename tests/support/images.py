@@ -29,9 +29,7 @@ def stack_of(volume: Volume, nursery: trio.Nursery, image: BackendImage | None =
 
 
 @asynccontextmanager
-async def opened(
-    volume: Volume, content_changed: Callable[[Image], None] = lambda image: None
-) -> AsyncIterator[Image]:
+async def opened(volume: Volume, content_changed: Callable[[Image], None] = lambda image: None) -> AsyncIterator[Image]:
     """Open an image over *volume*; leaving ends its tasks."""
     async with trio.open_nursery() as nursery:
         yield Image(stack_of(volume, nursery), ImageInfo("disk", "key", volume.size), content_changed)

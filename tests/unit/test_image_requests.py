@@ -59,7 +59,8 @@ async def test_a_request_starts_after_the_reply_to_the_one_it_overlaps(first: st
     async with opened(WatchedVolume(gate)) as image:
         argument = memoryview(bytes(100)) if first == "write" else 100
         Call(
-            lambda done: getattr(image, first)(0, argument, done), on_end=lambda: started_at_reply.append(len(gate.held))
+            lambda done: getattr(image, first)(0, argument, done),
+            on_end=lambda: started_at_reply.append(len(gate.held)),
         )
         later = read(image, 50, 100) if second == "read" else change(image, second, 99, 100)
         await gate.wait_held(1)

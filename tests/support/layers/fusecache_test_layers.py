@@ -77,7 +77,7 @@ class SwitchedLayer(Layer):
 
 
 class GateLayer(SwitchedLayer):
-    """Waits while the gate is closed, and says in ``switches/waiting`` how many do."""
+    """Waits while the gate is closed, and says in ``switches/waiting`` how many requests to all images do."""
 
     waiting = 0
 
@@ -93,9 +93,9 @@ class GateLayer(SwitchedLayer):
             self._count(-1)
 
     def _count(self, change: int) -> None:
-        self.waiting += change
+        GateLayer.waiting += change
         fresh = self._switches / "waiting.new"
-        fresh.write_text(str(self.waiting))
+        fresh.write_text(str(GateLayer.waiting))
         fresh.replace(self._switches / "waiting")
 
 
