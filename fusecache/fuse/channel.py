@@ -64,7 +64,7 @@ class Channel:
 
     Args:
         fd: the FUSE descriptor, non-blocking. The channel does not close it.
-        on_full: called with True when the last slot is taken, with False when one is free again.
+        on_full: called with True when all slots are taken, with False once there are enough for all that comes.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class Channel:
         self._completions = completions
         self._spin = spin
         self._on_full = on_full
+        self._full = False
         self._pending: dict[int, Slot] = {}
         self._receiving = trio.CancelScope()
         self._slot_freed = trio.Event()
@@ -144,6 +145,8 @@ class Channel:
             except BlockingIOError:
                 free.append(slot)
                 completions.let_go()
+                if self._full:
+                    self._set_full(False)
                 # Spinning helps only where no task of this loop is awaited; threads get the interpreter in select().
                 if (pending and not completions.outstanding) or not self._linger():
                     await self._park()
@@ -207,12 +210,17 @@ class Channel:
         await trio.lowlevel.wait_readable(self._fd)
 
     async def _wait_for_slot(self) -> None:
-        log.warning("all %d request slots are taken; waiting for one", SLOTS)
-        self._on_full(True)
+        # Not told again for each slot that is free for a moment.
+        if not self._full:
+            log.warning("all %d request slots are taken; waiting for one", SLOTS)
+            self._set_full(True)
         while not self.memory.free:
             self._slot_freed = trio.Event()
             await self._slot_freed.wait()
-        self._on_full(False)
+
+    def _set_full(self, full: bool) -> None:
+        self._full = full
+        self._on_full(full)
 
     def _release(self, slot: Slot) -> None:
         slot.clear()
@@ -240,9 +248,14 @@ class Channel:
             self.memory.record_init(self._init_request)
         if opcode in CHANGES_NAMES:
             slot.mark(SlotState.STARTED)
+        try:
+            sent = not self._unsent and self._send(slot)
+        except OSError:
+            slot.mark(SlotState.READ)
+            raise
         if opcode not in WITHOUT_REPLY:
             self._pending[unique] = slot
-        if self._unsent or not self._send(slot):
+        if not sent:
             self._unsent.append(slot)
             self._sendable.set()
             return True
@@ -265,10 +278,19 @@ class Channel:
             self._sendable = trio.Event()
             while self._unsent:
                 await trio.lowlevel.wait_writable(self._relay)
-                if self._send(self._unsent[0]):
-                    slot = self._unsent.popleft()
-                    if slot.opcode in WITHOUT_REPLY:
-                        self._release(slot)
+                slot = self._unsent[0]
+                failure: OSError | None = None
+                try:
+                    if not self._send(slot):
+                        continue
+                except OSError as error:
+                    failure = error
+                self._unsent.popleft()
+                if failure is not None and self._pending.pop(slot.unique, None) is not None and not slot.answered:
+                    self._data.fail(slot.unique, failure)
+                if failure is not None or slot.opcode in WITHOUT_REPLY:
+                    self._release(slot)
+                    slot.mark(SlotState.READ)
 
     async def _return_replies(self) -> None:
         while True:
@@ -278,6 +300,8 @@ class Channel:
                     reply = self._relay.recv(MAX_WRITE)
                 except BlockingIOError:
                     break
+                except ConnectionResetError:
+                    return
                 if not reply:
                     return
                 self._return(reply)

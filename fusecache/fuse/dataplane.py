@@ -110,8 +110,8 @@ class DataPlane:
     def interrupt(self, slot: Slot) -> None:
         """Answer an interrupted request EINTR where it need not be waited for; changes to images are left to end.
 
-        A command is answered at once, all else only a tenth of a second later: not just a signal that kills interrupts, but also
-        a program's timer or the end of its asynchronous I/O, and programs do not expect EINTR of an ordinary file.
+        A command is answered at once, all else a tenth of a second later: not just a signal that kills interrupts, but
+        also a program's timer or the end of its asynchronous I/O, and programs do not expect EINTR of an ordinary file.
         """
         if not slot.interruptible or slot.answered:
             return

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fusecache.api.backend import ImageInfo
-from fusecache.api.errors import ImageGone, NotPermitted, OutOfRange, VolumeClosed, VolumeReadOnly
+from fusecache.api.errors import ImageGone, NotPermitted, OutOfRange, VolumeReadOnly
 from fusecache.api.volume import DONE, PENDING, Attempt, Buffers, Done, ReadDone
 from fusecache.images.image import Image
 from fusecache.images.node import Attributes, DirectoryNode, FileNode, Node, OpenFile
 from fusecache.images.registry import CONTROL_NAME, Registry
+from fusecache.images.requests import ImageFailed
 
 ROOT_INODE = 1
 _IMAGE_BIT = 1 << 62
@@ -102,7 +103,7 @@ class ImageFile(OpenFile):
         except Exception as error:
             done(error)
         except BaseException:
-            done(VolumeClosed("the image was closed under the request"))
+            done(ImageFailed("the image was closed under the request"))
             raise
         else:
             if outcome is DONE:
@@ -130,7 +131,7 @@ class ImageFile(OpenFile):
         except Exception as error:
             done(error)
         except BaseException:
-            done(VolumeClosed("the image was closed under the request"))
+            done(ImageFailed("the image was closed under the request"))
             raise
         else:
             done(None)

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from fusecache.api.backend import ImageInfo
-from fusecache.api.errors import FusecacheError, VolumeClosed
+from fusecache.api.errors import VolumeClosed
 from fusecache.api.ranges import Extent, ExtentKind, widen
 from fusecache.api.volume import DECLINED, PENDING, Attempt, Buffers, Done, ReadDone
 from fusecache.images.guard import BEYOND, EVERYTHING, Hold, RangeGuard
@@ -23,6 +23,7 @@ from fusecache.images.requests import (
     ChangeRequest,
     DiscardRequest,
     FlushRequest,
+    ImageFailed,
     ReadRequest,
     WriteRequest,
     ZeroRequest,
@@ -30,10 +31,6 @@ from fusecache.images.requests import (
 from fusecache.stack.assemble import MissingLayer, Stack, StackLayer
 
 _SEEK_SLICE = 1 << 30
-
-
-class ImageFailed(FusecacheError):
-    """The image's stack came down; the image must be opened again (EIO)."""
 
 
 class _Awaited(Hold):

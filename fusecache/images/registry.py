@@ -241,9 +241,14 @@ class Registry:
                 image = host.image = Image(stack, host.info, self._content_changed)
                 self._on_open(image)
                 host.ready.set()
-                await self._until_unused(host)
-                if not image.read_only:
-                    await image.top.flush()
+                try:
+                    await self._until_unused(host)
+                    if not image.read_only:
+                        await image.top.flush()
+                finally:
+                    # Closing takes time; who comes meanwhile, also after a crash, is not let in any more.
+                    host.closing = True
+                    image.close()
         except Exception as error:
             if host.image is None:
                 host.error = _first(error)

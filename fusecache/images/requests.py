@@ -8,6 +8,7 @@ A hold is released only after ``done`` has returned, and ``done`` writes the rep
 starts after the earlier one's reply is out.
 """
 
+import errno
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
@@ -17,6 +18,12 @@ from fusecache.api.errors import OutOfRange, VolumeClosed
 from fusecache.api.ranges import is_aligned, widen
 from fusecache.api.volume import DECLINED, DONE, PENDING, Attempt, Buffers, Done, ReadDone, ReadOutcome, Volume, joined
 from fusecache.images.guard import BEYOND, EVERYTHING, Hold, RangeGuard
+
+
+class ImageFailed(VolumeClosed):
+    """The image's stack came down or was closed under the request; the image must be opened again (EIO)."""
+
+    errno = errno.EIO
 
 
 class Host(Protocol):
@@ -110,6 +117,9 @@ class Request(Hold):
             self._end(None, buffers)
 
     def _end(self, error: BaseException | None, buffers: Buffers) -> None:
+        if isinstance(error, VolumeClosed):
+            # A volume's EBADF would blame the caller's descriptor, which is as good as ever.
+            error = ImageFailed(str(error))
         try:
             self._reply(error, buffers)
         finally:

@@ -10,7 +10,8 @@ import socket
 import struct
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -208,18 +209,17 @@ async def serving(patch: pytest.MonkeyPatch, *, slots: int = 8, spin: float = 0.
     ours, kernels = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
     completions = Completions()
-    with ours, kernels:
+    with ours, kernels, ExitStack() as cleanup:
+        cleanup.callback(completions.close)
         async with trio.open_nursery() as nursery:
             full: list[bool] = []
             channel = Channel(ours.fileno(), completions, Spin(spin, cpus=2), nursery, full.append)
             served = Served(FakeKernel(kernels, ours.fileno(), patch), Names(channel.pyfuse3_end), channel, completions)
+            for close in (served.names.close, channel.close, partial(os.close, channel.memory.fd)):
+                cleanup.callback(close)
             served.full = full
             nursery.start_soon(served.run)
             try:
                 yield served
             finally:
                 nursery.cancel_scope.cancel()
-        served.names.close()
-        channel.close()
-        os.close(channel.memory.fd)
-        completions.close()

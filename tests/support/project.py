@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
-FOLDERS = (".ci", "etc", "fusecache", "layers", "scripts", "tests")
+FOLDERS = (".ci", "bench", "etc", "fusecache", "layers", "scripts", "tests")
 IGNORED = {"__pycache__", "build", "dist", ".pytest_cache", ".hypothesis", ".mypy_cache", ".ruff_cache"}
 
 

@@ -10,7 +10,7 @@ from trio.testing import MockClock
 
 from fusecache.api import PENDING, Attempt, Buffers, Done, ReadDone
 from fusecache.api.errors import ImageGone, OutOfRange
-from fusecache.fuse.slots import SlotState
+from fusecache.fuse.slots import Slot, SlotState
 from tests.support.fake_kernel import FakeKernel, Served, serving, u
 from tests.support.nodes import ScriptedFile
 
@@ -278,29 +278,26 @@ async def test_an_interrupted_change_is_done_and_answered(
 
 @pytest.mark.parametrize(("failure", "result"), [(None, 0), (ImageGone("gone"), errno.ESTALE)])
 async def test_an_interrupted_command_is_answered_at_once_and_its_end_is_recorded(
-    failure: Exception | None, result: int, served: Served
+    failure: Exception | None, result: int, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    marked: list[tuple[SlotState, int]] = []
+    mark = Slot.mark
+
+    def note(slot: Slot, state: SlotState, result: int = 0) -> None:
+        marked.append((state, result))
+        mark(slot, state, result)
+
+    monkeypatch.setattr(Slot, "mark", note)
     file = ScriptedFile(waits=True, interruptible=True)
     unique = served.kernel.write(served.open(file), 0, b"all\n")
     assert await served.kernel.nothing()
-    slot = served.slot(unique)
-    assert state(slot._words[0]) is SlotState.STARTED
+    assert marked == [(SlotState.STARTED, 0)]
     served.kernel.interrupt(unique)
     assert await served.kernel.reply() == (unique, errno.EINTR, b"")
-    marked: list[tuple[int, int]] = []
-    served.channel._data._release = lambda released: (  # type: ignore[assignment,func-returns-value]
-        marked.append((released._words[0], released._words[1])),
-        served.channel._release(released),
-    )
     finish(file, failure)
-    assert marked == [(SlotState.DONE, result)]
+    assert marked[1:] == [(SlotState.DONE, result), (SlotState.READ, 0)]
     assert await served.kernel.nothing()
-    assert state(slot._words[0]) is SlotState.READ
     assert served.in_use == 0
-
-
-def state(word: int) -> SlotState:
-    return SlotState(word)
 
 
 async def test_an_interrupt_of_what_has_ended_is_ignored(served: Served) -> None:

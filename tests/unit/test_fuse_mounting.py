@@ -1,7 +1,7 @@
 """What is found at a mountpoint, and what a mount refuses to go over."""
 
 import errno
-import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -89,7 +89,7 @@ def make_full(path: Path) -> None:
     ],
 )
 def test_anything_but_an_empty_directory_is_refused_with_what_was_found(
-    make: "type[None]", number: int, found: str, tmp_path: Path
+    make: Callable[[Path], object], number: int, found: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "mnt"
     make(path)
@@ -128,7 +128,7 @@ def test_unmounting_where_nothing_is_mounted_fails(tmp_path: Path) -> None:
 
 
 def test_a_mount_that_is_refused_leaves_no_descriptor(tmp_path: Path) -> None:
-    before = os.listdir("/proc/self/fd")
+    before = sorted(Path("/proc/self/fd").iterdir())
     with pytest.raises(OSError, match=r"mount on|fusermount3|/dev/fuse"):
         mounting.mount(tmp_path / "none", allow_other=False)
-    assert os.listdir("/proc/self/fd") == before
+    assert sorted(Path("/proc/self/fd").iterdir()) == before

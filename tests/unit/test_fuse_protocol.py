@@ -43,6 +43,7 @@ HEADER = u(4, 96, 16) + u(8, 0x1122, 0x3344) + u(4, 1000, 100, 77) + u(2, 0, 0)
         # a notification: struct fuse_out_header with a code, struct fuse_notify_inval_inode_out
         (protocol.INVAL_INODE_OUT, u(4, 40, 2) + u(8, 0, 5, 0, 0), (40, 2, 0, 5, 0, 0)),
     ],
+    ids=lambda value: value.format if isinstance(value, struct.Struct) else "",
 )
 def test_structures_are_the_kernels(layout: struct.Struct, found: bytes, values: tuple[int, ...]) -> None:
     assert layout.unpack(found) == values
@@ -56,6 +57,7 @@ def test_structures_are_the_kernels(layout: struct.Struct, found: bytes, values:
         u(8, 9, 4096) + u(4, 512, 0) + u(8, 0) + u(4, 0, 0),
         u(8, 9, 4096) + u(4, 512, 1) + u(8, 5) + u(4, 2, 0),
     ],
+    ids=["fuse_read_in", "fuse_write_in"],
 )
 def test_a_request_that_moves_bytes_is_decoded_in_one_go(body: bytes) -> None:
     assert len(HEADER + body) == protocol.HEADER_SIZE
@@ -160,6 +162,7 @@ def test_a_new_kernel_is_asked_for_what_pyfuse3_cannot_say() -> None:
         (init_request(INIT_EXT | MAX_PAGES, 1), MAX_PAGES, 0),
         (init_request(INIT_EXT, DIRECT_IO_ALLOW_MMAP), INIT_EXT, DIRECT_IO_ALLOW_MMAP),
     ],
+    ids=["7.31", "no second word", "one flag", "no flags", "another flag", "a second word"],
 )
 def test_a_kernel_is_asked_only_for_what_it_offers(request_: bytes, expected: int, expected2: int) -> None:
     adjusted = adjust_init(request_, init_reply(0), max_write=1 << 20, slots=1024)
@@ -171,6 +174,7 @@ def test_a_kernel_is_asked_only_for_what_it_offers(request_: bytes, expected: in
 @pytest.mark.parametrize(
     "reply",
     [u(4, 16, -71) + u(8, 2), u(4, 40, 0) + u(8, 2) + bytes(24)],
+    ids=["an error", "a short body"],
 )
 def test_a_reply_to_init_that_says_too_little_is_refused(reply: bytes) -> None:
     with pytest.raises(ValueError, match="needed: 0 and a 64-byte body"):

@@ -92,7 +92,7 @@ def test_idle_slots_give_their_memory_back(memory: SlotMemory) -> None:
     memory.trim()
     # The one that is taken, and the eight that are used all the time.
     assert allocated(memory) < before + 9 * MAX_WRITE + (1 << 20)
-    assert busy.body[-1:] == b"a"
+    assert bytes(busy.body[-1:]) == b"a"
     assert [slot.index for slot in memory.slots if slot.used] == list(range(9))
     assert bytes(memory.slots[19].body) == bytes(MAX_WRITE)
 

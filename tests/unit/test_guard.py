@@ -155,7 +155,7 @@ def test_a_long_chain_of_requests_that_end_at_once_does_not_overflow_the_stack()
     ended: list[Fleeting] = []
     # Each overlaps its neighbours only: one grants the next.
     chain = [Fleeting(guard, at * 4096, (at + 1) * 4096 + 1, ended) for at in range(10_000)]
-    assert not any([guard.acquire(hold) for hold in chain])
+    assert [hold for hold in chain if guard.acquire(hold)] == []
     assert guard.active == 10_001
     guard.release(first)
     assert ended == chain

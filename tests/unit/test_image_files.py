@@ -4,7 +4,6 @@ import errno
 import os
 
 import pytest
-import trio
 from trio.testing import wait_all_tasks_blocked
 
 from fusecache.api import DONE

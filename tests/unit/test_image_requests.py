@@ -7,8 +7,8 @@ import trio
 
 from fusecache.api import PENDING, Attempt, Buffers, Done, ReadDone, ReadOutcome
 from fusecache.api.errors import ImageGone, OutOfRange, VolumeClosed, errno_of
-from fusecache.images.image import Image, ImageFailed
-from fusecache.images.requests import Request
+from fusecache.images.image import Image
+from fusecache.images.requests import ImageFailed, Request
 from fusecache.testing.faulty import Fault, FaultyVolume
 from fusecache.testing.gated import GatedVolume
 from fusecache.testing.harness import settle
@@ -267,7 +267,7 @@ async def test_every_request_to_a_failed_image_is_answered_with_the_reason(reque
         cause = RuntimeError("the pool file is gone")
         image.fail(cause)
         image.close()
-        with pytest.raises(ImageFailed, match="image 'disk': its stack failed: .*the pool file is gone") as caught:
+        with pytest.raises(ImageFailed, match=r"image 'disk': its stack failed: .*the pool file is gone") as caught:
             ALL_REQUESTS[request_kind](image)
         assert errno_of(caught.value) == errno.EIO
         assert caught.value.__cause__ is cause

@@ -7,7 +7,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from fusecache.api.errors import ImageBusy, ImageNotFound, VolumeClosed, errno_of
-from fusecache.images.image import Image, ImageFailed
+from fusecache.images.image import Image
+from fusecache.images.requests import ImageFailed
 from fusecache.testing.faulty import HANG, Fault, FaultyVolume
 from tests.support.images import Shelf, read, shelf, write
 
@@ -134,7 +135,7 @@ async def test_a_user_who_comes_while_an_image_closes_waits_and_gets_a_new_one(n
     async with shelf("disk") as images:
         async with images.registry.using("disk") as image:
             closing = trio.Event()
-            image.top.flush = closing.wait  # type: ignore[method-assign,assignment]
+            image.top.flush = closing.wait  # type: ignore[method-assign]
         await wait_all_tasks_blocked()
         assert images.registry.opened("disk") is None
         found: list[Image | Exception] = []

@@ -1,0 +1,61 @@
+"""Running fio on one file.
+
+Owns its command line and the meaning of its report. It must not know what serves the file.
+"""
+
+import json
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from bench.results import Sample
+from bench.workloads import Workload
+
+_SLACK: Final = 60.0
+"""Seconds beyond its time after which fio counts as hanging."""
+
+
+class FioFailed(Exception):
+    """fio did not run, or ended with an error."""
+
+
+def command(file: Path, workload: Workload, *, seconds: float, seed: int) -> Sequence[str]:
+    """Return the command line of one measurement."""
+    return [
+        *("fio", "--name=bench", "--output-format=json", f"--filename={file}"),
+        *(f"--rw={workload.access}", f"--bs={workload.block}", f"--iodepth={workload.depth}"),
+        # fio must not drop the pages that both sides are to read from.
+        *("--ioengine=libaio", "--direct=1", "--invalidate=0", "--fallocate=none", "--allow_file_create=0"),
+        *("--norandommap", f"--randseed={seed}", "--time_based", f"--runtime={seconds * 1000:.0f}ms"),
+    ]
+
+
+def measure(file: Path, workload: Workload, *, seconds: float, seed: int) -> dict[str, Any]:
+    """Run a workload on *file* and return fio's report on its job.
+
+    Raises:
+        FioFailed: see the message.
+    """
+    words = command(file, workload, seconds=seconds, seed=seed)
+    try:
+        result = subprocess.run(words, capture_output=True, text=True, timeout=seconds + _SLACK, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise FioFailed(str(error)) from error
+    if result.returncode:
+        raise FioFailed(f"fio ended with {result.returncode}: {result.stderr.strip() or result.stdout.strip()}")
+    job: dict[str, Any] = json.loads(result.stdout[result.stdout.index("{") :])["jobs"][0]
+    return job
+
+
+def sample_of(job: dict[str, Any], cpu_seconds: float | None) -> Sample:
+    """Return the figures of a job whose server spent *cpu_seconds* on it; None where none serves."""
+    side = job["read"] if job["read"]["total_ios"] else job["write"]
+    percentile = side["clat_ns"]["percentile"]
+    return Sample(
+        iops=side["iops"],
+        mib_per_second=side["bw_bytes"] / (1 << 20),
+        latency_p50_us=percentile["50.000000"] / 1000,
+        latency_p99_us=percentile["99.000000"] / 1000,
+        cpu_us=cpu_seconds * 1e6 / side["total_ios"] if cpu_seconds is not None else None,
+    )

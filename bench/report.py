@@ -1,0 +1,126 @@
+"""The report in words: a Markdown page made from the JSON report.
+
+Owns the tables. It reads nothing but the JSON report, and an older one to compare with. Pure.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from bench.workloads import BARE, FUSECACHE, QEMU
+
+_NOTHING = "–"
+
+
+def markdown(report: Mapping[str, Any], old: Mapping[str, Any] | None = None) -> str:
+    """Return the page for *report*; with *old*, also how the ratios have changed since."""
+    parts = [
+        "# fusecache and its peers",
+        _introduction(report),
+        "\n".join(f"- **{name}**: {target['what']}" for name, target in report["targets"].items()),
+        "## Goals",
+        _goals(report["goals"]),
+        *(["## Since the older report", _changes(report["goals"], old["goals"])] if old is not None else []),
+        "## Requests per second",
+        _figures(report["results"]),
+        "## Latency, and CPU time of the serving process, in microseconds per request",
+        _costs(report["results"]),
+        "## Hops of fusecache's stack",
+        "Mean time of a request, all hops below included; estimated from a histogram whose buckets double.",
+        _hops(report["hops"]),
+        "## How each was started",
+        *(f"{name}:\n\n```\n{target['options'].strip()}\n```" for name, target in report["targets"].items()),
+        f"The load:\n\n```\n{report['fio']}\n```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def table(texts: int, heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a Markdown table; the first *texts* columns are text, the others stand to the right."""
+    lines = [heads, ["---"] * texts + ["---:"] * (len(heads) - texts), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    """Return *value* with *digits* decimals, or a dash where there is none."""
+    return _NOTHING if value is None else f"{value:,.{digits}f}"
+
+
+def changes(goals: Sequence[Mapping[str, Any]], old: Sequence[Mapping[str, Any]]) -> Sequence[Sequence[str]]:
+    """Return a row for each goal: name, workload, peer, old and new ratio, change in percent."""
+    earlier = {(goal["name"], goal["peer"], goal["workload"]): goal["ratio"] for goal in old}
+    rows = []
+    for goal in goals:
+        before, now = earlier.get((goal["name"], goal["peer"], goal["workload"])), goal["ratio"]
+        change = f"{(now / before - 1) * 100:+.0f} %" if before and now is not None else _NOTHING
+        rows.append([goal["name"], goal["workload"], goal["peer"], number(before, 2), number(now, 2), change])
+    return rows
+
+
+def _introduction(report: Mapping[str, Any]) -> str:
+    machine, versions = report["machine"], report["versions"]
+    told = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    return (
+        f"{report['finished']}, {machine['cpus']} CPUs ({machine['cpu']}), Linux {machine['kernel']}, files on "
+        f"{machine['filesystem']}; {told}. Medians of {report['rounds']} rounds of {report['seconds']:g} s, in which "
+        "all took turns. Figures of one run compare with each other; ratios carry over to other machines, absolute "
+        "figures do not."
+    )
+
+
+def _goals(goals: Sequence[Mapping[str, Any]]) -> str:
+    heads = ["goal", "workload", "peer", "ratio", "needed", "met", "figures"]
+    return table(
+        3,
+        heads,
+        (
+            [
+                goal["name"],
+                goal["workload"],
+                goal["peer"],
+                number(goal["ratio"], 2),
+                number(goal["goal"], 2),
+                "yes" if goal["met"] else "no",
+                goal["reason"],
+            ]
+            for goal in goals
+        ),
+    )
+
+
+def _changes(goals: Sequence[Mapping[str, Any]], old: Sequence[Mapping[str, Any]]) -> str:
+    return table(3, ["goal", "workload", "peer", "ratio then", "ratio now", "change"], changes(goals, old))
+
+
+def _medians(results: Sequence[Mapping[str, Any]]) -> Mapping[str, Mapping[str, Mapping[str, float | None]]]:
+    """Return the medians by workload and target."""
+    found: dict[str, dict[str, Mapping[str, float | None]]] = {}
+    for result in results:
+        found.setdefault(result["workload"], {})[result["target"]] = result["median"] or {}
+    return found
+
+
+def _figures(results: Sequence[Mapping[str, Any]]) -> str:
+    rows = []
+    for workload, of in _medians(results).items():
+        iops = {target: of.get(target, {}).get("iops") for target in (FUSECACHE, QEMU, BARE)}
+        ours = iops[FUSECACHE]
+        ratios = [ours / peer if ours and peer else None for peer in (iops[QEMU], iops[BARE])]
+        rows.append([workload, *(number(each) for each in iops.values()), *(number(ratio, 2) for ratio in ratios)])
+    return table(1, ["workload", *(FUSECACHE, QEMU, BARE), f"to {QEMU}", f"to {BARE}"], rows)
+
+
+def _costs(results: Sequence[Mapping[str, Any]]) -> str:
+    fields = [("latency_p50_us", "p50"), ("latency_p99_us", "p99"), ("cpu_us", "CPU")]
+    heads = [f"{name} {target}" for _, name in fields for target in (FUSECACHE, QEMU)]
+    rows = [
+        [workload, *(number(of.get(target, {}).get(field), 1) for field, _ in fields for target in (FUSECACHE, QEMU))]
+        for workload, of in _medians(results).items()
+    ]
+    return table(1, ["workload", *heads], rows)
+
+
+def _hops(hops: Sequence[Mapping[str, Any]]) -> str:
+    heads = ["workload", "layer", "plugin", "operation", "requests", "µs"]
+    fields = heads[:4]
+    rows = [[*(hop[field] for field in fields), number(hop["requests"]), number(hop["mean_us"], 1)] for hop in hops]
+    return table(4, heads, rows)
