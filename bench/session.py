@@ -17,8 +17,6 @@ from bench.results import Result, Sample
 from bench.targets import STARTERS, Target, TargetMissing
 from bench.workloads import BARE, FUSECACHE, Workload
 
-FILE_SIZE: Final = 256 << 20
-"""Bytes of each raw file; all of it fits into the page cache."""
 _CHUNK: Final = 1 << 20
 
 
@@ -28,11 +26,13 @@ class Plan:
 
     Attributes:
         seconds: of each measurement.
+        mebibytes: of each raw file; all of it is to fit into the page cache.
     """
 
     rounds: int
     seconds: float
     targets: Sequence[str]
+    mebibytes: int = 256
 
 
 @dataclass
@@ -73,10 +73,10 @@ def run(plan: Plan, workloads: Sequence[Workload], directory: Path) -> Measured:
 def _start(plan: Plan, directory: Path, stack: ExitStack) -> tuple[Sequence[Target], Mapping[str, str]]:
     """Return who serves, and why the others do not."""
     targets, missing = [], {}
-    shared = _raw_file(directory / "images")
+    shared = _raw_file(directory / "images", plan.mebibytes)
     for name in plan.targets:
         # O_DIRECT writes drop pages, so the bare file is one of its own.
-        raw = _raw_file(directory / "bare") if name == BARE else shared
+        raw = _raw_file(directory / "bare", plan.mebibytes) if name == BARE else shared
         place = directory / name
         place.mkdir(exist_ok=True)
         try:
@@ -87,12 +87,12 @@ def _start(plan: Plan, directory: Path, stack: ExitStack) -> tuple[Sequence[Targ
     return targets, missing
 
 
-def _raw_file(directory: Path) -> Path:
+def _raw_file(directory: Path, mebibytes: int) -> Path:
     directory.mkdir()
     path = directory / "disk"
     chunk = os.urandom(_CHUNK)
     with path.open("wb") as file:
-        for _ in range(FILE_SIZE // _CHUNK):
+        for _ in range(mebibytes):
             file.write(chunk)
         os.fsync(file.fileno())
     return path

@@ -5,6 +5,7 @@ Owns how a mount starts and ends. Nothing imports it but the command line.
 
 import logging
 import os
+import resource
 import signal
 import threading
 import time
@@ -14,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import trio
 
@@ -48,6 +49,7 @@ _DRAIN_SECONDS: Final = 4.0
 """How long an ending mount waits for requests under way."""
 _END_SECONDS: Final = 9.0
 """How long ending may take before the process leaves behind what hangs."""
+_ENDING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 def run(config: Config, mountpoint: Path, *, ready: Callable[[], None]) -> None:
@@ -62,6 +64,7 @@ def run(config: Config, mountpoint: Path, *, ready: Callable[[], None]) -> None:
     Raises:
         OSError, FusecacheError: the mount cannot be made; the message says why, and nothing is mounted.
     """
+    _allow_descriptors()
     try:
         trio.run(partial(serve, config, mountpoint, ready=ready))
     except BaseExceptionGroup as group:
@@ -70,16 +73,63 @@ def run(config: Config, mountpoint: Path, *, ready: Callable[[], None]) -> None:
             failure = failure.exceptions[0]
     else:
         return
+    finally:
+        # What remains is to exit, with a status that another signal must not change.
+        for number in _ENDING_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
     raise failure
+
+
+def _allow_descriptors() -> None:
+    # An open image takes two or three, and the usual soft limit of 1024 is there for programs that use select(2).
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 
 
 async def serve(config: Config, mountpoint: Path, *, ready: Callable[[], None]) -> None:
     """As :func:`run`, inside a trio program. One mount per process: pyfuse3 has one session."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        await _serve(config, mountpoint, signals, ready)
+    with trio.open_signal_receiver(*_ENDING_SIGNALS) as signals, _Ending() as ending:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_take_signals, signals, ending)
+            await _serve(config, mountpoint, ending, ready)
+            nursery.cancel_scope.cancel()
 
 
-async def _serve(config: Config, mountpoint: Path, signals: AsyncIterator[int], ready: Callable[[], None]) -> None:
+class _Ending:
+    """That the mount is to end, and the thread that sees to it that it does.
+
+    Attributes:
+        wanted: set once a signal asked for the end.
+    """
+
+    def __init__(self) -> None:
+        self.wanted = trio.Event()
+        self._begun = False
+        self._watchdog = threading.Timer(_END_SECONDS, _leave_behind)
+        self._watchdog.daemon = True
+
+    def begin(self) -> None:
+        """Leave behind, after a while, what has not ended by then. Calling again changes nothing."""
+        if not self._begun:
+            self._begun = True
+            self._watchdog.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._watchdog.cancel()
+
+
+async def _take_signals(signals: AsyncIterator[int], ending: _Ending) -> None:
+    # To the very end: trio would give a signal that nobody took its usual effect.
+    async for number in signals:
+        log.info("%s: ending", signal.Signals(number).name)
+        ending.begin()
+        ending.wanted.set()
+
+
+async def _serve(config: Config, mountpoint: Path, ending: _Ending, ready: Callable[[], None]) -> None:
     path = mounting.prepare(mountpoint)
     events = EventLog()
     store = StateStore(config.mount.state_dir)
@@ -102,7 +152,8 @@ async def _serve(config: Config, mountpoint: Path, signals: AsyncIterator[int], 
             try:
                 make_resident()
                 events.emit("mounted", f"{backend.description} at {path}")
-                await _until_ended(session, path, signals, ready)
+                await _until_ended(session, path, ending, ready)
+                ending.begin()
                 await _end(session, parts.registry)
             finally:
                 store.remove_mount_record(str(path))
@@ -229,24 +280,27 @@ def _policy(mount: MountConfig) -> FilePolicy:
 def _report_full(store: StateStore, record: MountRecord, emit: Emit, full: bool) -> None:
     if full:
         emit("slots-full", "all request slots are taken; reading no further requests until one is answered")
-    store.write_mount_record(replace(record, slots_full=full))
+    try:
+        store.write_mount_record(replace(record, slots_full=full))
+    except OSError as error:
+        # A full disk under the state directory is no reason to stop serving.
+        log.warning("the mount's record is not up to date: %s", error)
 
 
-async def _until_ended(session: Session, path: Path, signals: AsyncIterator[int], ready: Callable[[], None]) -> None:
+async def _until_ended(session: Session, path: Path, ending: _Ending, ready: Callable[[], None]) -> None:
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_detach_on_signal, path, signals, nursery.cancel_scope)
+        nursery.start_soon(_detach_when_wanted, path, ending, nursery.cancel_scope)
         ready()
         await session.unmounted.wait()
         nursery.cancel_scope.cancel()
 
 
-async def _detach_on_signal(path: Path, signals: AsyncIterator[int], ended: trio.CancelScope) -> None:
-    async for number in signals:
-        log.info("%s: ending", signal.Signals(number).name)
-        # In a thread and bounded: the kernel may want something of us before it lets go.
-        with trio.move_on_after(_DETACH_SECONDS):
-            await trio.to_thread.run_sync(_detach, path, abandon_on_cancel=True)
-        ended.cancel()
+async def _detach_when_wanted(path: Path, ending: _Ending, ended: trio.CancelScope) -> None:
+    await ending.wanted.wait()
+    # In a thread and bounded: the kernel may want something of us before it lets go.
+    with trio.move_on_after(_DETACH_SECONDS):
+        await trio.to_thread.run_sync(_detach, path, abandon_on_cancel=True)
+    ended.cancel()
 
 
 def _detach(path: Path) -> None:
@@ -261,14 +315,10 @@ def _detach(path: Path) -> None:
 
 
 async def _end(session: Session, registry: Registry) -> None:
-    watchdog = threading.Timer(_END_SECONDS, _leave_behind)
-    watchdog.daemon = True
-    watchdog.start()
     with trio.move_on_after(_DRAIN_SECONDS):
         await session.stop()
     session.channel.handles.close_all()
     await registry.close()
-    watchdog.cancel()
 
 
 def _leave_behind() -> None:

@@ -1,60 +1,78 @@
-"""Results of other threads, brought to the event loop with one wake-up.
+"""Results of work done elsewhere, brought to the event loop with one wake-up.
 
-Owns the queue between threads that finish work (a backend's own threads, a library's callbacks) and the trio thread
-that asked for it. It must not know what the work is.
+Owns the queue between whoever finishes work (a backend's own threads, a library's callbacks, the kernel) and the trio
+thread that asked for it. It must not know what the work is.
 
-Any number of results that are ready together cost one wake-up and no task. The loop may also collect results itself
-while it spins (:meth:`Completions.drain`); then no wake-up is sent at all.
+Any number of results that are ready together cost one wake-up and no task. While the loop polls
+(:meth:`Completions.start_polling`) it collects them itself and no wake-up is sent at all.
 """
 
 import logging
 import os
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
 log = logging.getLogger(__name__)
 
 
-class Completions:
-    """The one queue of a process from its threads to its event loop.
+class Source(Protocol):
+    """Where results appear without a thread of ours, such as memory that the kernel writes to."""
 
-    Protocol: the submitter calls :meth:`expect` on the loop's thread when it hands work to a thread; the thread calls
-    :meth:`post` once for it, or once for several pieces of work that ended together; the callback then runs on the
-    loop's thread, inside :meth:`drain`.
+    def collect(self) -> int:
+        """Run the callbacks of all results that are ready; return how many. Loop's thread only."""
+
+    def signal(self, wanted: bool) -> None:
+        """Say whether new results are to make :attr:`Completions.fd` readable."""
+
+
+class Completions:
+    """The one queue of a process from everything that finishes work to its event loop.
+
+    Protocol for threads: the submitter calls :meth:`expect` on the loop's thread when it hands work over; the thread
+    calls :meth:`post` once for it, or once for several pieces of work that ended together; the callback then runs on
+    the loop's thread, inside :meth:`drain`.
 
     Attributes:
-        fd: readable while results wait and nobody drains.
-        outstanding: how many results are expected and not yet drained. While it is zero no thread of ours needs the
-            interpreter.
-        brief: how many of those will take microseconds if no device has to be waited for: worth a short wait for them
-            alone.
+        fd: readable while results wait and nobody polls.
+        outstanding: how many results are expected and not yet drained.
+        detached: how many of those come from a :class:`Source`. Where these are all, no thread of ours needs the
+            interpreter, and the loop may spin.
     """
 
     def __init__(self) -> None:
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.outstanding = 0
-        self.brief = 0
-        self._ready: deque[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = deque()
+        self.detached = 0
+        self._ready: deque[tuple[int, Callable[..., None], tuple[Any, ...]]] = deque()
+        self._sources: list[Source] = []
+        self._polling = False
         self._signal = True
-        self._held_back: list[Callable[[], None]] | None = None
+        self._held_back: list[Callable[[], None]] = []
 
-    def expect(self, *, brief: bool = False) -> None:
-        """Announce one later result. Loop's thread only."""
+    def add_source(self, source: Source) -> None:
+        """Collect from *source* as well, until :meth:`remove_source`. It counts its own results in and out."""
+        self._sources.append(source)
+        source.signal(not self._polling)
+
+    def remove_source(self, source: Source) -> None:
+        """Forget *source*."""
+        self._sources.remove(source)
+
+    def expect(self) -> None:
+        """Announce one later result of a thread. Loop's thread only."""
         self.outstanding += 1
-        self.brief += brief
 
-    def post(self, callback: Callable[..., None], *args: Any, count: int = 1, brief: int = 0) -> None:
+    def post(self, callback: Callable[..., None], *args: Any, count: int = 1) -> None:
         """Have ``callback(*args)`` called on the loop's thread, soon. Any thread; never blocks.
 
         Args:
             count: how many expected results this stands for.
-            brief: how many of those were expected to be brief.
         """
-        self._ready.append((count, brief, callback, args))
-        # The order matters: append, then look. acknowledge() does the opposite: allow the signal, then empty the queue.
+        self._ready.append((count, callback, args))
+        # The order matters: append, then look. The loop does the opposite: allow the signal, then empty the queue.
         if self._signal:
             self._signal = False
             os.eventfd_write(self.fd, 1)
@@ -64,12 +82,13 @@ class Completions:
 
         An exception out of a callback is logged and goes no further.
         """
-        ready = self._ready
         drained = 0
+        for source in self._sources:
+            drained += source.collect()
+        ready = self._ready
         while ready:
-            count, brief, callback, args = ready.popleft()
+            count, callback, args = ready.popleft()
             self.outstanding -= count
-            self.brief -= brief
             drained += count
             try:
                 callback(*args)
@@ -83,30 +102,48 @@ class Completions:
             os.eventfd_read(self.fd)
         except BlockingIOError:
             pass
-        self._signal = True
+        self._signal = not self._polling
         return self.drain()
 
     def before_wait(self, start: Callable[[], None]) -> None:
-        """Call *start*, at once or when the loop has nothing more to do. Loop's thread only.
+        """Call *start* when the loop has nothing more to do: at once unless it polls. Loop's thread only.
 
-        For waking threads: one that is woken while the loop is busy only fights it for the interpreter.
+        For handing over together what comes up together.
         """
-        if self._held_back is None:
-            start()
-        else:
+        if self._polling:
             self._held_back.append(start)
+        else:
+            start()
 
-    def hold_back(self) -> None:
-        """Keep what is given to :meth:`before_wait` until :meth:`let_go`, which must come before any await."""
-        if self._held_back is None:
-            self._held_back = []
+    def start_polling(self) -> None:
+        """The caller collects results by :meth:`drain` from now on, and calls :meth:`hand_over` often."""
+        if not self._polling:
+            self._polling = True
+            self._set_signal(False)
 
-    def let_go(self) -> None:
-        """Call what was kept."""
-        held_back, self._held_back = self._held_back, None
-        if held_back:
+    def hand_over(self) -> None:
+        """Call what was given to :meth:`before_wait`."""
+        if self._held_back:
+            held_back, self._held_back = self._held_back, []
             for start in held_back:
                 start()
+
+    def stop_polling(self) -> int:
+        """The caller is about to wait: hand over, have results make :attr:`fd` readable again, and drain.
+
+        Returns how many were drained; if any, there may be more to do than to wait.
+        """
+        self.hand_over()
+        if not self._polling:
+            return 0
+        self._polling = False
+        self._set_signal(True)
+        return self.drain()
+
+    def _set_signal(self, wanted: bool) -> None:
+        self._signal = wanted
+        for source in self._sources:
+            source.signal(wanted)
 
     async def run(self) -> None:
         """Deliver results until cancelled. One task per event loop runs this."""

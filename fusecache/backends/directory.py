@@ -25,6 +25,7 @@ from fusecache.backends.files import ImageFile
 from fusecache.backends.locks import open_locked, stat_image
 from fusecache.backends.marks import identify
 from fusecache.backends.syscalls import rename_noreplace
+from fusecache.backends.uring import Ring, open_ring
 from fusecache.backends.workers import WorkerPool
 
 if TYPE_CHECKING:
@@ -48,21 +49,27 @@ async def open_backend(config: "DirectoryConfig", completions: Completions, emit
     # The one call that has no thread yet to wait on.
     directory = await trio.to_thread.run_sync(os.open, path, _DIRECTORY_FLAGS)
     pool = WorkerPool(completions, name="directory")
+    ring = open_ring(completions)
     try:
-        yield DirectoryBackend(directory, path, pool, emit, direct=config.direct)
+        yield DirectoryBackend(directory, path, pool, ring, emit, direct=config.direct)
     finally:
         await pool.close()
+        if ring is not None:
+            ring.close()
         os.close(directory)
 
 
 class DirectoryBackend(Backend):
     """See the module; made by :func:`open_backend`."""
 
-    def __init__(self, directory: int, path: str, pool: WorkerPool, emit: Emit, *, direct: bool) -> None:
+    def __init__(
+        self, directory: int, path: str, pool: WorkerPool, ring: Ring | None, emit: Emit, *, direct: bool
+    ) -> None:
         self.description = f"directory:{path}"
         self._directory = directory
         self._path = path
         self._pool = pool
+        self._ring = ring
         self._emit = emit
         self._direct = direct
         self._scratch = Scratch()
@@ -108,7 +115,14 @@ class DirectoryBackend(Backend):
     async def _opened(self, name: str, read_only: bool) -> AsyncIterator[BackendImage]:
         file, identity, durable = await self._call(self._open, _checked(name), read_only)
         image = DirectoryImage(
-            file, identity, self._pool, self._scratch, self._locator(name), self._emit, durable_identity=durable
+            file,
+            identity,
+            self._pool,
+            self._ring,
+            self._scratch,
+            self._locator(name),
+            self._emit,
+            durable_identity=durable,
         )
         try:
             yield image

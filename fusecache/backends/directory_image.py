@@ -5,8 +5,11 @@ must not know names, locks or system calls beyond the two attempts.
 
 **Reads** are tried from the page cache without waiting (``preadv2(RWF_NOWAIT)``); what is not there is read on a
 worker thread, several at a time. **Changes** are tried the same way where the file system can do it (xfs, btrfs);
-ext4 and tmpfs cannot. The rest goes to one thread at a time, many to a batch: the kernel's inode lock lets only one
-run anyway. Writes past the page cache (``direct``) take that lock shared and run side by side, like reads.
+ext4 and tmpfs cannot. The rest of reads and writes goes to the kernel's own threads through a ring, where there is one.
+
+What a ring did not do wholly, and all else, is done on worker threads: changes on one at a time, many to a batch, as
+the kernel's inode lock lets only one run anyway. Writes past the page cache (``direct``) take that lock shared and
+run side by side, like reads.
 """
 
 import errno
@@ -35,6 +38,7 @@ from fusecache.api import (
 )
 from fusecache.api.errors import VolumeReadOnly
 from fusecache.backends.files import ImageFile, ImageShrank
+from fusecache.backends.uring import Ring
 from fusecache.backends.workers import WorkerPool
 
 log = logging.getLogger(__name__)
@@ -42,8 +46,8 @@ log = logging.getLogger(__name__)
 _PATIENCE: Final = 3.0
 """How long closing an image waits for calls that hang in the kernel, in seconds."""
 
-_BRIEF_LENGTH: Final = 64 << 10
-"""Up to this length a write into the page cache is over before another CPU is awake."""
+_RING_READS: Final = 8
+"""How many reads of one image the kernel's threads may be stuck in; more go to ours."""
 
 _SCRATCH_SIZE: Final = 1 << 20
 _VIEW_STEP: Final = 4096
@@ -85,6 +89,7 @@ class DirectoryImage(BackendImage):
         file: ImageFile,
         identity: Identity,
         pool: WorkerPool,
+        ring: Ring | None,
         scratch: Scratch,
         locate: Callable[[ImageFile], ImageInfo],
         emit: Emit,
@@ -101,6 +106,10 @@ class DirectoryImage(BackendImage):
         self._changes = pool.lane(turns=1, batch=32, failed=self._failed)
         # Together the lanes leave one thread to the other images, however many calls hang here.
         self._others = pool.lane(turns=max(1, pool.limit - 2), failed=self._failed)
+        self._ring = None if file.direct else ring
+        self._reads_in_ring = 0
+        self._writes_in_ring = 0
+        self._ring_idle: trio.Event | None = None
         self._scratch = scratch
         self._views = scratch.views
         self._locate = locate
@@ -119,6 +128,7 @@ class DirectoryImage(BackendImage):
         ends: its write may still arrive.
         """
         with trio.move_on_after(_PATIENCE, shield=True):
+            await self._ring_drained()
             await self._changes.drained()
             await self._others.drained()
             self._fd = -1
@@ -136,7 +146,11 @@ class DirectoryImage(BackendImage):
         buffers = self._read_cached(offset, length)
         if buffers is not None:
             return buffers
-        self._others.fetch(done, self._file.read, offset, length)
+        ring = self._ring
+        if ring is None or ring.full or self._reads_in_ring == _RING_READS:
+            self._others.fetch(done, self._file.read, offset, length)
+        else:
+            self._read_in_ring(ring, offset, length, done)
         return PENDING
 
     def try_write(self, offset: int, data: memoryview, done: Done) -> Attempt:
@@ -148,11 +162,12 @@ class DirectoryImage(BackendImage):
                 return DONE
             offset += written
             data = data[written:]
-        length = len(data)
-        if self._file.writes_direct(offset, length):
-            self._others.submit(done, self._file.write, offset, data)
+        ring = self._ring
+        if ring is None or ring.full or data.readonly:
+            lane = self._others if self._file.writes_direct(offset, len(data)) else self._changes
+            lane.submit(done, self._file.write, offset, data)
         else:
-            self._changes.submit(done, self._file.write, offset, data, brief=length <= _BRIEF_LENGTH)
+            self._write_in_ring(ring, offset, data, done)
         return PENDING
 
     def try_write_zeroes(self, offset: int, length: int, done: Done) -> Attempt:
@@ -241,6 +256,44 @@ class DirectoryImage(BackendImage):
                 raise
             self._try_writes = False
             return 0
+
+    def _read_in_ring(self, ring: Ring, offset: int, length: int, done: ReadDone) -> None:
+        buffer = bytearray(length)
+
+        def ended(result: int) -> None:
+            self._reads_in_ring -= 1
+            if result == length:
+                done(None, (buffer,))
+            else:
+                self._others.fetch(done, self._file.read, offset, length)
+            self._left_ring()
+
+        self._reads_in_ring += 1
+        ring.read(self._fd, offset, buffer, ended)
+
+    def _write_in_ring(self, ring: Ring, offset: int, data: memoryview, done: Done) -> None:
+        length = len(data)
+
+        def ended(result: int) -> None:
+            self._writes_in_ring -= 1
+            if result == length:
+                done(None)
+            else:
+                # Writing the same bytes again is harmless, and what went wrong is told better there.
+                self._changes.submit(done, self._file.write, offset, data)
+            self._left_ring()
+
+        self._writes_in_ring += 1
+        ring.write(self._fd, offset, data, ended)
+
+    def _left_ring(self) -> None:
+        if self._ring_idle is not None and not self._reads_in_ring and not self._writes_in_ring:
+            self._ring_idle.set()
+
+    async def _ring_drained(self) -> None:
+        while self._reads_in_ring or self._writes_in_ring:
+            self._ring_idle = trio.Event()
+            await self._ring_idle.wait()
 
     async def _completed(self, attempt: Callable[[Done], Attempt]) -> None:
         """Run an attempt to its end. A cancellation before it has no effect, a later one waits."""

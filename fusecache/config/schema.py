@@ -36,6 +36,7 @@ _PERMISSIONS_HELP: Final = 'permission bits as a string of octal digits, "0000" 
 _USER_HELP: Final = "the name of a user of this system, or a number of 0 or more"
 _GROUP_HELP: Final = "the name of a group of this system, or a number of 0 or more"
 _DIRECTORY_HELP: Final = "the path of an existing directory"
+_SPIN_HELP: Final = f"{DURATION_HELP}, at most 10ms"
 _LARGEST_ID: Final = 2**32 - 2
 
 LAYER_KEYS: Final = ("index", "plugin", "required")
@@ -100,6 +101,7 @@ def _existing_directory(value: object, base: Path) -> Path:
 
 Switch = Annotated[bool, Field(description="true or false")]
 Seconds = Annotated[float, _from_text(_duration), Field(ge=0, allow_inf_nan=False, description=DURATION_HELP)]
+Spin = Annotated[float, _from_text(_duration), Field(ge=0, le=0.01, allow_inf_nan=False, description=_SPIN_HELP)]
 Permissions = Annotated[int, _from_text(_permissions), Field(ge=0, le=0o777, description=_PERMISSIONS_HELP)]
 User = Annotated[int, _identifier(lambda name: pwd.getpwnam(name).pw_uid, _USER_HELP)]
 Group = Annotated[int, _identifier(lambda name: grp.getgrnam(name).gr_gid, _GROUP_HELP)]
@@ -122,7 +124,8 @@ class MountConfig(Table):
         control_group: id of the group that may use the control files besides the owner; needs *allow_other*.
         create, rename, remove, resize: changes to the set of images that the mount lets through.
         guard: protect the host against starting a guest over dirty data that another host holds.
-        spin: seconds the data plane looks for more requests before it sleeps; 0 never.
+        spin: seconds the data plane looks for more requests before it sleeps; 0 never. Bounded, because nothing else
+            gets its turn meanwhile.
         release_after: seconds from the last close of an image until its lock is given up.
         control_wait: seconds a control command may take before its writer gets EINPROGRESS.
     """
@@ -138,7 +141,7 @@ class MountConfig(Table):
     remove: Switch = False
     resize: Switch = False
     guard: Switch = True
-    spin: Seconds = 50e-6
+    spin: Spin = 50e-6
     release_after: Seconds = 5.0
     control_wait: Seconds = 30.0
 

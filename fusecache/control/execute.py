@@ -4,12 +4,21 @@ Owns the meaning of the commands and their errors. It must not know who gave a c
 it.
 """
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import trio
 
 from fusecache.api.backend import ImageInfo
-from fusecache.api.errors import BadCommand, FusecacheError, ImageNotFound, NotSupported, PluginMissing, errno_of
+from fusecache.api.errors import (
+    BadCommand,
+    FusecacheError,
+    ImageGone,
+    ImageNotFound,
+    NotSupported,
+    PluginMissing,
+    errno_of,
+)
 from fusecache.control.commands import Command, Discard, Flush, SetRate, Snapshot
 from fusecache.control.rates import WritebackRates
 from fusecache.control.service import ImageService, OpenImage
@@ -63,6 +72,7 @@ async def execute(service: ImageService, rates: WritebackRates, info: ImageInfo,
     """Carry out a command on one image, opening the image if need be.
 
     Raises:
+        ImageGone: the image's name is another one's by now.
         LayerDirty: a discard would lose dirty data.
         PluginMissing: the image was opened without the layer.
         NotSupported: a snapshot, of a backend that has none.
@@ -70,17 +80,26 @@ async def execute(service: ImageService, rates: WritebackRates, info: ImageInfo,
     """
     match command:
         case Flush(layer):
-            async with service.using(info.name) as image:
+            async with _using(service, info) as image:
                 await image.writeback(layer)
         case Discard(layer, dirty):
             # No layer of today groups its write-back, so there is nothing that `torn` would have to allow.
-            async with service.using(info.name) as image:
+            async with _using(service, info) as image:
                 await image.invalidate(layer, dirty=dirty)
         case Snapshot():
             raise NotSupported(f"image {info.name!r}: its backend takes no snapshots")
         case SetRate(layer, rate):
             check_layer(service, info, command)
             _set_rate(service, rates, info, layer, rate)
+
+
+@asynccontextmanager
+async def _using(service: ImageService, info: ImageInfo) -> AsyncIterator[OpenImage]:
+    # The name may be another image's by now, while the control file that was opened is still this one's.
+    async with service.using(info.name) as image:
+        if image.info.key != info.key:
+            raise ImageGone(f"image {info.name!r} was replaced by another of that name")
+        yield image
 
 
 def _set_rate(service: ImageService, rates: WritebackRates, info: ImageInfo, layer: int, rate: int | None) -> None:

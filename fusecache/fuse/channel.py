@@ -119,39 +119,36 @@ class Channel:
                 try:
                     await self._receive()
                 finally:
-                    self._completions.let_go()
+                    self._completions.stop_polling()
             if self._receiving.cancelled_caught:
                 await trio.sleep_forever()
             nursery.cancel_scope.cancel()
 
     async def _receive(self) -> None:
         fd, free, completions = self._fd, self.memory.free, self._completions
-        handlers, unpack, readv, pending = self._data.handlers, REQUEST.unpack_from, os.readv, self._pending
+        handlers, unpack, readv = self._data.handlers, REQUEST.unpack_from, os.readv
         budget = _BATCH
-        completions.hold_back()
         while True:
             if not budget or not free:
-                completions.let_go()
+                completions.stop_polling()
                 if free:
                     await trio.lowlevel.checkpoint()
                 else:
                     await self._wait_for_slot()
-                completions.hold_back()
                 budget = _BATCH
+            completions.start_polling()
             budget -= 1
             slot = free.pop()
             try:
                 length = readv(fd, slot.parts)
             except BlockingIOError:
                 free.append(slot)
-                completions.let_go()
+                completions.hand_over()
                 if self._full:
                     self._set_full(False)
-                # Spinning helps only where no task of this loop is awaited; threads get the interpreter in select().
-                if (pending and not completions.outstanding) or not self._linger():
+                if not self._linger() and not completions.stop_polling():
                     await self._park()
                     budget = _BATCH
-                completions.hold_back()
                 continue
             except OSError as error:
                 free.append(slot)
@@ -177,17 +174,23 @@ class Channel:
 
     def _linger(self) -> bool:
         """Wait briefly for a request or a completion; True when there was one."""
-        spin, completions = self._spin, self._completions
-        if not spin.allowed():
-            return False
-        if completions.outstanding:
-            # Results that are due at once are waited for alone: they come together, and so do the requests meanwhile.
-            awaited = (completions.fd,) if completions.brief else (self._fd, completions.fd)
-            readable, _, _ = select.select(awaited, (), (), spin.seconds)
+        completions, spin = self._completions, self._spin
+        if completions.outstanding > completions.detached:
+            # A thread of ours needs the interpreter, which a spin would keep from it.
+            if completions.stop_polling():
+                return True
+            if not spin.allowed():
+                return False
+            readable, _, _ = select.select((self._fd, completions.fd), (), (), spin.seconds)
             if completions.fd in readable:
                 completions.acknowledge()
             found = bool(readable)
         else:
+            if completions.drain():
+                return True
+            # Where only tasks of this loop and pyfuse3 are awaited, they need the loop.
+            if (self._pending and not completions.detached) or not spin.allowed():
+                return False
             found = self._poll_until(time.perf_counter_ns() + spin.nanoseconds)
         if found:
             spin.hit()
@@ -196,8 +199,8 @@ class Channel:
         return found
 
     def _poll_until(self, deadline: int) -> bool:
-        poll = self._poll.poll
-        while not poll(0):
+        poll, drain = self._poll.poll, self._completions.drain
+        while not drain() and not poll(0):
             if time.perf_counter_ns() > deadline:
                 return False
         return True

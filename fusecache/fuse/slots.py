@@ -6,16 +6,16 @@ The file is a sparse memfd. What lies in it outlives this process if somebody el
 finds every request that was read and not answered, and what every handle meant. Layout, version 1, all integers in
 native order:
 
-========================  =======================================================================================
-offset                    content ========================
-======================================================================================= 0 header: magic ``fusecach``,
-u32 version, u32 slots, u32 handles, u32 length of INIT, 36 bytes
-                          boot id, 4 zero bytes, then the INIT request as it came (at most 512 bytes)
-4096                      handle table: 65536 entries of 32 bytes: u32 generation, u32 open flags, u64 nodeid (0: free),
-                          u32 creator, 12 zero bytes. A file handle is ``generation << 32 | index``
-4096 + 2 MiB              slots, each 4096 + 1 MiB: u64 state, i64 result, zeroes up to 128, 80 bytes of request header;
-                          the payload begins at 4096
-========================  =======================================================================================
+==============  ===============================================================================================
+offset          content
+==============  ===============================================================================================
+0               header: magic ``fusecach``, u32 version, u32 slots, u32 handles, u32 length of INIT, 36 bytes
+                boot id, 4 zero bytes; then the INIT request as it came (at most 512 bytes)
+4096            handle table: 65536 entries of 32 bytes: u32 generation, u32 open flags, u64 nodeid (0: free),
+                u32 creator, 12 zero bytes. A file handle is ``generation << 32 | index``
+4096 + 2 MiB    slots, each 4096 bytes + 1 MiB: u64 state, i64 result, zeroes up to 128, 80 bytes of request
+                header; the payload begins at 4096
+==============  ===============================================================================================
 
 A slot is free where the request header's ``unique`` (its bytes 8 to 16) is zero. Otherwise it holds a request that was
 read and perhaps not answered: READ, or, for a request that must not be repeated blindly, STARTED and then DONE with its

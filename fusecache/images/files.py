@@ -21,6 +21,8 @@ from fusecache.images.requests import ImageFailed
 
 ROOT_INODE = 1
 _IMAGE_BIT = 1 << 62
+_BELIEVED = 1.0
+"""Seconds that the kernel may believe the attributes of an image in use, if it stays locked that long."""
 
 
 def image_inode(key: str) -> int:
@@ -159,8 +161,7 @@ class ImageFile(OpenFile):
         return found
 
     def close(self) -> None:
-        if self._unconfirmed:
-            self._confirm()
+        # Confirms nothing: the kernel may never have heard of an open that was interrupted.
         self._image.openers -= 1
         self._image.writers -= self._writable
         self._registry.release(self._image)
@@ -194,6 +195,8 @@ class ImageNode(FileNode):
             uid=self._policy.uid,
             gid=self._policy.gid,
             mtime_ns=max(info.mtime_ns, image.mtime_ns if image is not None else 0),
+            # They may change behind us as soon as the lock is given up, which is that long after the last close.
+            timeout=min(_BELIEVED, self._registry.release_after) if image is not None and image.openers else 0.0,
         )
 
     async def open(self, flags: int) -> OpenFile:
@@ -233,8 +236,8 @@ class RootDirectory(DirectoryNode):
         self._policy = policy
 
     async def attributes(self) -> Attributes:
-        writable = self._policy.create or self._policy.rename or self._policy.remove
-        mode = stat.S_IFDIR | (0o755 if writable else 0o555)
+        # Writable always: the kernel's own refusal would be EACCES, where the mount's is EPERM and says what to set.
+        mode = stat.S_IFDIR | 0o755
         return Attributes(inode=self.inode, mode=mode, uid=self._policy.uid, gid=self._policy.gid, nlink=3)
 
     async def lookup(self, name: str) -> Node:

@@ -52,7 +52,7 @@ class Registry:
         open_stack: assembles the stack of an image, by name.
         stack_for: what the configuration says of an image's stack.
         nursery: where hosting tasks live.
-        release_after: seconds an unused image stays open.
+        release_after: seconds an unused image stays open, and locked.
         on_open: called with each image that was opened, before anybody uses it.
         content_changed: called when an image's content changed otherwise than by requests.
     """
@@ -73,7 +73,7 @@ class Registry:
         self._open_stack = open_stack
         self._stack_for = stack_for
         self._nursery = nursery
-        self._release_after = release_after
+        self.release_after = release_after
         self._emit = emit
         self._on_open = on_open
         self._content_changed = content_changed
@@ -249,6 +249,9 @@ class Registry:
                     # Closing takes time; who comes meanwhile, also after a crash, is not let in any more.
                     host.closing = True
                     image.close()
+                    if image.openers:
+                        # What the kernel keeps of it must not outlive the lock.
+                        self._content_changed(image)
         except Exception as error:
             if host.image is None:
                 host.error = _first(error)
@@ -269,7 +272,7 @@ class Registry:
             if host.users:
                 await changed.wait()
                 continue
-            with trio.move_on_after(self._release_after):
+            with trio.move_on_after(self.release_after):
                 await changed.wait()
                 continue
             host.closing = not host.users

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.callers import in_thread, shell
-from tests.support.mounts import PATIENCE, Mount, Place, wait_until
+from tests.support.mounts import PATIENCE, Mount, Place, fusecache, wait_until
 
 SIZE = 1 << 20
 
@@ -164,7 +164,9 @@ def test_a_removed_directory_is_an_error_and_not_an_empty_one(mount: Mount, belo
     assert outcome((mount.control / "events").read_text) == 0
     assert outcome((mount.control / "status").read_text) == 0
     os.close(fd)
-    mount.unmount()
+    assert fusecache("unmount", mount.path).returncode == 1
+    assert mount.path.is_mount()
+    assert mount.terminate() == 0
 
 
 def test_a_directory_that_was_moved_goes_on(mount: Mount, below: Path, place: Place) -> None:

@@ -56,13 +56,11 @@ def test_a_hundred_images_are_open_at_once_and_each_has_its_own_data(
             assert os.pread(fd, 4096, block * 131072) == f"{number}/{block}".encode().ljust(4096, b".")
         os.close(fd)
     for number in range(100):
-        assert (place.images / f"image-{number}").read_bytes()[: 4096 + 1] == f"{number}/0".encode().ljust(
-            4096, b"."
-        ) + b"\0"
+        assert (place.images / f"image-{number}").read_bytes()[:4096] == f"{number}/0".encode().ljust(4096, b".")
     mount.unmount()
 
 
-def test_an_image_is_opened_a_thousand_times_at_once(place: Place, mounted: Callable[..., Mount]) -> None:
+def test_an_image_has_five_hundred_openers(place: Place, mounted: Callable[..., Mount]) -> None:
     place.image("disk", b"." * 4096)
     mount = mounted()
     fds = [os.open(mount.path / "disk", os.O_RDONLY) for _ in range(500)]

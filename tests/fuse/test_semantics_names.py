@@ -229,9 +229,7 @@ def test_unlinking_an_open_image_is_ebusy(free: Path, place: Place) -> None:
     (free / "disk").unlink()
 
 
-def test_inode_numbers_survive_a_rename_and_a_remount(
-    free: Path, place: Place, mounted: Callable[..., Mount]
-) -> None:
+def test_inode_numbers_survive_a_rename_and_a_remount(free: Path, place: Place, mounted: Callable[..., Mount]) -> None:
     place.image("other")
     before = (free / "disk").stat().st_ino
     control = [path.stat().st_ino for path in (free / ".control", free / ".control/status")]

@@ -168,14 +168,19 @@ class Names(End):
 
 
 class Served:
-    """A channel and its two ends."""
+    """A channel and its two ends.
 
-    def __init__(self, kernel: FakeKernel, names: Names, channel: Channel, completions: Completions) -> None:
+    Attributes:
+        full: what ``on_full`` was told.
+        ended: the channel has ended by itself.
+    """
+
+    def __init__(self, kernel: FakeKernel, channel: Channel, completions: Completions, full: list[bool]) -> None:
         self.kernel = kernel
-        self.names = names
+        self.names = Names(channel.pyfuse3_end)
         self.channel = channel
         self.completions = completions
-        self.full: list[bool] = []
+        self.full = full
         self.ended = trio.Event()
 
     def open(self, file: OpenFile) -> int:
@@ -214,10 +219,9 @@ async def serving(patch: pytest.MonkeyPatch, *, slots: int = 8, spin: float = 0.
         async with trio.open_nursery() as nursery:
             full: list[bool] = []
             channel = Channel(ours.fileno(), completions, Spin(spin, cpus=2), nursery, full.append)
-            served = Served(FakeKernel(kernels, ours.fileno(), patch), Names(channel.pyfuse3_end), channel, completions)
+            served = Served(FakeKernel(kernels, ours.fileno(), patch), channel, completions, full)
             for close in (served.names.close, channel.close, partial(os.close, channel.memory.fd)):
                 cleanup.callback(close)
-            served.full = full
             nursery.start_soon(served.run)
             try:
                 yield served

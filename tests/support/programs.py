@@ -19,10 +19,15 @@ BLOCK = 512
 """The unit of ``st_blocks``, in bytes."""
 
 
-def attempt(*command: str | Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+def attempt(*command: str | Path) -> subprocess.CompletedProcess[str]:
     """Run a program to its end, whatever that is."""
     words = [str(word) for word in command]
-    return subprocess.run(words, input=stdin or "", capture_output=True, text=True, timeout=PATIENCE, check=False)
+    # Ordinary users do not have the folders of mkfs and its like on their path.
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+    environment = {**os.environ, "PATH": path, "LC_ALL": "C"}
+    return subprocess.run(
+        words, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
 
 
 def run(*command: str | Path) -> str:

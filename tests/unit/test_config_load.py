@@ -15,6 +15,7 @@ from fusecache.config.schema import DirectoryConfig, LayerConfig, MountConfig, S
 SAMPLES = sorted((Path(__file__).parents[2] / "etc").glob("*.toml"))
 BACKEND = '[backend]\ntype = "directory"\npath = "images"\n'
 DURATION = 'a duration such as "50us", "5ms", "5s", "2min" or "1h"'
+SPIN = f"{DURATION}, at most 10ms"
 USER = "the name of a user of this system, or a number of 0 or more"
 GROUP = "the name of a group of this system, or a number of 0 or more"
 PERMISSIONS = 'permission bits as a string of octal digits, "0000" to "0777"'
@@ -118,11 +119,12 @@ WRONG = [
     ("[mount]\nmode = 0o600\n" + BACKEND, "mount.mode", "384", PERMISSIONS),
     ('[mount]\nmode = "1777"\n' + BACKEND, "mount.mode", '"1777"', PERMISSIONS),
     ('[mount]\nmode = "rw"\n' + BACKEND, "mount.mode", '"rw"', PERMISSIONS),
-    ("[mount]\nspin = 50\n" + BACKEND, "mount.spin", "50, a number without a unit", DURATION),
-    ('[mount]\nspin = "50"\n' + BACKEND, "mount.spin", '"50"', DURATION),
+    ("[mount]\nspin = 50\n" + BACKEND, "mount.spin", "50, a number without a unit", SPIN),
+    ('[mount]\nspin = "50"\n' + BACKEND, "mount.spin", '"50"', SPIN),
+    ('[mount]\nspin = "2s"\n' + BACKEND, "mount.spin", '"2s"', SPIN),
     ('[mount]\ncontrol_wait = "never"\n' + BACKEND, "mount.control_wait", '"never"', DURATION),
     ("[mount]\nrelease_after = []\n" + BACKEND, "mount.release_after", "an empty array", DURATION),
-    (f'[mount]\nspin = "{"9" * 400}s"\n' + BACKEND, "mount.spin", None, DURATION),
+    (f'[mount]\nspin = "{"9" * 400}s"\n' + BACKEND, "mount.spin", None, SPIN),
     (
         "[mount]\ncontrol_group = 0\n" + BACKEND,
         "mount.control_group",

@@ -81,15 +81,11 @@ async def test_pages_are_kept_once_the_kernel_has_dropped_the_old_ones() -> None
         assert not (await opened(images)).keep_cache
 
 
-@pytest.mark.parametrize("how", ["write", "close"])
-async def test_a_write_or_a_close_shows_that_an_open_is_complete(how: str) -> None:
+async def test_a_write_shows_that_an_open_is_complete() -> None:
     async with shelf("disk") as images, images.registry.using("disk") as image:
         file = await opened(images)
         assert not image.cache_valid
-        if how == "write":
-            await write(file, 0, b"a").result()
-        else:
-            file.close()
+        await write(file, 0, b"a").result()
         assert image.cache_valid
 
 
@@ -302,11 +298,11 @@ async def test_the_root_shows_the_images_and_the_control_directory_in_order() ->
             await root.lookup("c")
 
 
-@pytest.mark.parametrize(("policy", "mode"), [(CLOSED, 0o040555), (FilePolicy(0, 0, remove=True), 0o040755)])
-async def test_the_root_is_writable_where_names_may_change(policy: FilePolicy, mode: int) -> None:
+async def test_the_root_is_a_directory_of_the_owner() -> None:
     async with shelf() as images:
-        attributes = await RootDirectory(images.registry, Folder(inode=2), policy).attributes()
-        assert (attributes.inode, attributes.mode, attributes.nlink) == (1, mode, 3)
+        attributes = await RootDirectory(images.registry, Folder(inode=2), CLOSED).attributes()
+        assert (attributes.inode, attributes.mode, attributes.nlink) == (1, 0o040755, 3)
+        assert (attributes.uid, attributes.gid) == (CLOSED.uid, CLOSED.gid)
 
 
 async def test_names_change_only_where_that_is_allowed() -> None:

@@ -1,0 +1,193 @@
+"""Reads and writes of files by the kernel's own threads, through io_uring.
+
+Owns one ring: how requests get into it and results out. It must not know images or what a result means.
+
+A thread of ours costs two hand-overs of the interpreter's lock for each call, several times the call itself. The
+kernel's threads need no interpreter: a request is 64 bytes in shared memory, any number of requests cost one system
+call, and a result is seen by reading memory. The interface is that of ``io_uring(7)``, by system call number, for
+x86-64 only: there a store is seen by the other side after all stores before it, which Python cannot ask for where it
+is not given.
+
+The kernel may refuse rings (``kernel.io_uring_disabled``, seccomp in containers); then :func:`open_ring` returns None.
+"""
+
+import ctypes
+import errno
+import logging
+import mmap
+import os
+import platform
+import struct
+from collections.abc import Callable
+from typing import Any, Final
+
+from fusecache.api import Completions
+
+log = logging.getLogger(__name__)
+
+RingDone = Callable[[int], None]
+"""Receives a request's result: bytes moved, or a negative errno."""
+
+_SETUP, _ENTER, _REGISTER = 425, 426, 427
+_REGISTER_EVENTFD = 4
+_REGISTER_IOWQ_MAX_WORKERS = 19
+_OP_READ, _OP_WRITE = 22, 23
+_OFF_SQES = 0x10000000
+_FEAT_SINGLE_MMAP = 1
+_CQ_EVENTFD_DISABLED = 1
+
+_ENTRIES: Final = 1024
+_WORKERS: Final = 64
+_SQE: Final = struct.Struct("=BBHiQQIIQ24x")
+"""opcode, flags, ioprio, fd, offset, address, length, rw_flags, user_data."""
+_SQE_SIZE: Final = 64
+_CQE: Final = struct.Struct("=Qi4x")
+"""user_data, result."""
+_PARAMS: Final = struct.Struct("=7I12x10I10I")
+
+# Not CDLL: a submission does not wait, and giving up the interpreter's lock for it invites others to take it.
+_syscall = ctypes.PyDLL(None, use_errno=True).syscall
+
+
+def open_ring(completions: Completions) -> "Ring | None":
+    """Return a ring, or None where this machine or its kernel has none for us."""
+    if platform.machine() != "x86_64":
+        return None
+    try:
+        return Ring(completions)
+    except OSError as error:
+        log.info("io_uring is not available, threads are used instead: %s", error)
+        return None
+
+
+class Ring:
+    """A ring; a :class:`fusecache.api.completions.Source` of results.
+
+    All methods belong to the loop's thread.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+
+    def __init__(self, completions: Completions) -> None:
+        parameters = bytearray(_PARAMS.size)
+        self._fd = _checked(_syscall(_SETUP, _ENTRIES, (ctypes.c_char * len(parameters)).from_buffer(parameters)))
+        try:
+            self._map(_PARAMS.unpack(parameters))
+            self._register(_REGISTER_EVENTFD, [completions.fd])
+            # The first number is of threads for files: so many may be stuck in a device without stopping others.
+            self._register(_REGISTER_IOWQ_MAX_WORKERS, [_WORKERS, 0])
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self._completions = completions
+        self._requests: dict[int, tuple[RingDone, Any]] = {}
+        self._next = 0
+        self._unsubmitted = 0
+        completions.add_source(self)
+
+    def _map(self, parameters: tuple[int, ...]) -> None:
+        sq_entries, cq_entries, _, _, _, features, _, *offsets = parameters
+        if not features & _FEAT_SINGLE_MMAP:
+            raise OSError(errno.ENOSYS, "the kernel's io_uring is older than Linux 5.4")
+        _, sq_tail, _, _, _, _, sq_array, *_ = offsets[:10]
+        cq_head, cq_tail, _, _, _, cqes, cq_flags, *_ = offsets[10:]
+        size = max(sq_array + 4 * sq_entries, cqes + _CQE.size * cq_entries)
+        self._ring = mmap.mmap(self._fd, size, mmap.MAP_SHARED | mmap.MAP_POPULATE, offset=0)
+        self._sqes = mmap.mmap(self._fd, _SQE_SIZE * sq_entries, mmap.MAP_SHARED | mmap.MAP_POPULATE, offset=_OFF_SQES)
+        self._words = memoryview(self._ring).cast("I")
+        for index in range(sq_entries):
+            self._words[sq_array // 4 + index] = index
+        self._sq_mask, self._cq_mask = sq_entries - 1, cq_entries - 1
+        self._sq_tail, self._cq_head, self._cq_tail = sq_tail // 4, cq_head // 4, cq_tail // 4
+        self._cqes, self._cq_flags = cqes, cq_flags // 4
+        self._tail, self._head = self._words[self._sq_tail], self._words[self._cq_head]
+
+    def _register(self, what: int, numbers: list[int]) -> None:
+        array = (ctypes.c_uint32 * len(numbers))(*numbers)
+        _checked(_syscall(_REGISTER, self._fd, what, array, 1 if what == _REGISTER_EVENTFD else len(numbers)))
+
+    @property
+    def full(self) -> bool:
+        """Nothing can be submitted until results have been collected."""
+        return len(self._requests) > self._sq_mask
+
+    def close(self) -> None:
+        """Close the ring. Nothing may be under way."""
+        self._completions.remove_source(self)
+        self._words.release()
+        self._ring.close()
+        self._sqes.close()
+        os.close(self._fd)
+
+    def read(self, fd: int, offset: int, buffer: bytearray, done: RingDone) -> None:
+        """Have *buffer* filled from *offset*; ``done`` is told how far."""
+        self._add(_OP_READ, fd, offset, ctypes.c_char.from_buffer(buffer), len(buffer), done)
+
+    def write(self, fd: int, offset: int, data: memoryview, done: RingDone) -> None:
+        """Have *data*, of a writable buffer and unchanged meanwhile, written at *offset*; ``done`` is told how much."""
+        self._add(_OP_WRITE, fd, offset, ctypes.c_char.from_buffer(data), data.nbytes, done)
+
+    def _add(self, operation: int, fd: int, offset: int, buffer: Any, length: int, done: RingDone) -> None:
+        token = self._next = self._next + 1
+        at = (self._tail & self._sq_mask) * _SQE_SIZE
+        _SQE.pack_into(self._sqes, at, operation, 0, 0, fd, offset, ctypes.addressof(buffer), length, 0, token)
+        self._tail = (self._tail + 1) & 0xFFFFFFFF
+        # The buffer's export keeps its memory where it is until the kernel is done with it.
+        self._requests[token] = (done, buffer)
+        self._completions.outstanding += 1
+        self._completions.detached += 1
+        self._unsubmitted += 1
+        if self._unsubmitted == 1:
+            self._completions.before_wait(self._submit)
+
+    def _submit(self) -> None:
+        self._words[self._sq_tail] = self._tail
+        try:
+            while self._unsubmitted:
+                self._unsubmitted -= _checked(_syscall(_ENTER, self._fd, self._unsubmitted, 0, 0, None, 0))
+        except OSError as error:
+            self._take_back(error.errno or errno.EIO)
+
+    def _take_back(self, number: int) -> None:
+        """End the requests that the kernel did not take with an errno."""
+        tokens = range(self._next - self._unsubmitted + 1, self._next + 1)
+        self._tail = (self._tail - self._unsubmitted) & 0xFFFFFFFF
+        self._words[self._sq_tail] = self._tail
+        self._unsubmitted = 0
+        for token in tokens:
+            self._end(token, -number)
+
+    def collect(self) -> int:
+        words, head = self._words, self._head
+        tail = words[self._cq_tail]
+        if tail == head:
+            return 0
+        collected = 0
+        while head != tail:
+            token, result = _CQE.unpack_from(self._ring, self._cqes + (head & self._cq_mask) * _CQE.size)
+            head = (head + 1) & 0xFFFFFFFF
+            # Given back before the callback, which may submit and collect.
+            self._head = words[self._cq_head] = head
+            collected += 1
+            self._end(token, result)
+        return collected
+
+    def _end(self, token: int, result: int) -> None:
+        done, _ = self._requests.pop(token)
+        self._completions.outstanding -= 1
+        self._completions.detached -= 1
+        try:
+            done(result)
+        except Exception:
+            log.exception("a completion callback failed")
+
+    def signal(self, wanted: bool) -> None:
+        self._words[self._cq_flags] = 0 if wanted else _CQ_EVENTFD_DISABLED
+
+
+def _checked(result: int) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
