@@ -6,7 +6,8 @@ bytes (:mod:`fusecache.backends.files`), nor files other than images: it keeps n
 The directory is opened once. Whatever is later mounted over it, or given its path, is not looked at.
 
 Names that are not UTF-8 are carried as :func:`os.fsdecode` makes them (surrogateescape). Every call that may wait runs
-on the backend's worker threads, and once begun it goes on to its end whatever is cancelled.
+on the backend's worker threads, and once begun it goes on to its end whatever is cancelled. Only who looks does not
+wait for that end: a directory that hangs must not hold all who ask about it.
 """
 
 import contextlib
@@ -24,6 +25,7 @@ from fusecache.backends.directory_image import DirectoryImage, Scratch
 from fusecache.backends.files import ImageFile
 from fusecache.backends.locks import open_locked, stat_image
 from fusecache.backends.marks import identify
+from fusecache.backends.questions import ask
 from fusecache.backends.syscalls import rename_noreplace
 from fusecache.backends.uring import Ring, open_ring
 from fusecache.backends.workers import WorkerPool
@@ -79,11 +81,11 @@ class DirectoryBackend(Backend):
         return f"<DirectoryBackend {self._path}{' direct' if self._direct else ''}>"
 
     async def list(self) -> Sequence[ImageInfo]:
-        result: Sequence[ImageInfo] = await self._call(self._list)
+        result: Sequence[ImageInfo] = await ask(self._names, self._run, self._list)
         return result
 
     async def lookup(self, name: str) -> ImageInfo:
-        result: ImageInfo = await self._call(self._lookup, _checked(name))
+        result: ImageInfo = await ask(self._names, self._run, self._lookup, _checked(name))
         return result
 
     def open(self, name: str, *, read_only: bool = False) -> AbstractAsyncContextManager[BackendImage]:

@@ -38,6 +38,7 @@ from fusecache.api import (
 )
 from fusecache.api.errors import VolumeReadOnly
 from fusecache.backends.files import ImageFile, ImageShrank
+from fusecache.backends.questions import ask
 from fusecache.backends.uring import Ring
 from fusecache.backends.workers import WorkerPool
 
@@ -139,7 +140,7 @@ class DirectoryImage(BackendImage):
         log.error("%s is left open and locked: a system call on it does not return", self._file.path)
 
     async def info(self) -> ImageInfo:
-        result: ImageInfo = await self._others.call(self._locate, self._file)
+        result: ImageInfo = await ask(self._others, self._locate, self._file)
         return result
 
     def try_read(self, offset: int, length: int, done: ReadDone) -> ReadOutcome:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.callers import in_thread, shell
+from tests.support.callers import in_thread, outcome, shell
 from tests.support.mounts import PATIENCE, Mount, Place
 
 
@@ -25,10 +25,7 @@ def write(path: Path, content: bytes, flags: int = 0) -> int:
     """Make one ``write(2)``; return its errno, 0 for success. Neither open nor close may fail."""
     fd = os.open(path, os.O_WRONLY | flags)
     try:
-        return 0 if os.write(fd, content) == len(content) else -1
-    except OSError as error:
-        assert error.errno is not None
-        return error.errno
+        return outcome(os.write, fd, content)
     finally:
         os.close(fd)
 
@@ -58,7 +55,8 @@ def test_cat_shows_every_report(mount: Mount) -> None:
     result = shell("find .control -type f -print0 | xargs -0 -n1 cat", mount.path)
     assert (result.returncode, result.stderr) == (0, "")
     files = shell("find .control -type f | sort", mount.path).stdout.split()
-    layer = [f"layers/0/{name}" for name in "config dirty_bytes plugin size_bytes state writeback_rate".split()]
+    reports = ["config", "dirty_bytes", "plugin", "size_bytes", "state"]
+    layer = [f"layers/0/{name}" for name in [*reports, "writeback_rate"]]
     image = ["discard", "flush", "last_error", *layer, "snapshot", "status", "status.json"]
     assert files == sorted(
         [f".control/{name}" for name in ("events", "flush", "metrics", "status", "status.json")]

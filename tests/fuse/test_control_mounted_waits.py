@@ -171,7 +171,7 @@ def test_an_interrupted_change_completes_when_it_can(mount: Mount, place: Place,
         wait_until(lambda: mount.waiting_at_gate() == 1, "the change waits")
         caller.interrupt()
         # Another request shows that the interrupt, which the kernel sent before it, has been read.
-        os.stat(mount.control / "status")
+        (mount.control / "status").stat()
         assert mount.waiting_at_gate() == 1
         mount.open_gate()
         assert caller.answer() == "done"

@@ -60,10 +60,7 @@ def test_a_crash_under_load_loses_nothing_that_was_acknowledged(
     for round_number in range(3):
         mount = mounted()
         writer = Writer(mount.path / "disk", sync=bool(round_number % 2))
-        writer.wait_until_under_way()
-        wanted = len(writer.acknowledged) + chance.randrange(200)
-        while len(writer.acknowledged) < min(wanted, 200):
-            pass
+        writer.wait_until_under_way(chance.randrange(100, 1000))
         mount.kill()
         writer.end()
         writer.check(below)

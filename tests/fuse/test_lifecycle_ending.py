@@ -1,15 +1,15 @@
 """How a mount ends: without losing what was acknowledged, without hanging, and without leaving anything behind."""
 
+import contextlib
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.support.callers import in_thread, shell
+from tests.support.callers import GONE, in_thread, outcome, shell
 from tests.support.mounts import GATE, PATIENCE, Mount, Place, fusecache, wait_until
 
 WITHIN = 10.0
@@ -32,9 +32,9 @@ class Writer:
     def __init__(self, path: Path, *, sync: bool = False) -> None:
         self.acknowledged: dict[int, int] = {}
         self._sync = sync
+        self._last = 0
         self._fd = os.open(path, os.O_RDWR)
         self._blocks = os.fstat(self._fd).st_size // BLOCK
-        self._under_way = threading.Event()
         self._ended = in_thread(self._run)
 
     def _run(self) -> None:
@@ -44,23 +44,20 @@ class Writer:
                 os.pwrite(self._fd, number.to_bytes(8, "little") * (BLOCK // 8), block * BLOCK)
                 if self._sync:
                     os.fsync(self._fd)
-                self.acknowledged[block] = number
-                if number == 500:
-                    self._under_way.set()
+                self.acknowledged[block] = self._last = number
         except OSError:
             pass
 
-    def wait_until_under_way(self) -> None:
-        assert self._under_way.wait(PATIENCE)
+    def wait_until_under_way(self, writes: int = 500) -> None:
+        """Wait for that many acknowledged writes."""
+        wait_until(lambda: self._last >= writes, f"{writes} writes")
 
     def end(self) -> None:
         """Wait until writing has failed."""
         self._ended.result(PATIENCE)
-        try:
+        # Fails where the mount is gone.
+        with contextlib.suppress(OSError):
             os.close(self._fd)
-        except OSError:
-            # The mount is gone.
-            pass
 
     def check(self, path: Path) -> None:
         """Everything acknowledged is in the backend's file, or was overwritten later by a write that nobody
@@ -125,14 +122,12 @@ def test_plain_umount_ends_the_daemon_well(mount: Mount, place: Place) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_under_load_loses_nothing_that_was_acknowledged(mount: Mount, place: Place, number: int) -> None:
-    writers = [Writer(mount.path / "disk")]
-    for writer in writers:
-        writer.wait_until_under_way()
+    writer = Writer(mount.path / "disk")
+    writer.wait_until_under_way()
     assert ends_in_time(lambda: mount.terminate(number)) == 0
     assert not mount.path.is_mount()
-    for writer in writers:
-        writer.end()
-        writer.check(place.images / "disk")
+    writer.end()
+    writer.check(place.images / "disk")
     assert "Traceback" not in mount.log.read_text()
 
 
@@ -141,9 +136,9 @@ def test_a_signal_with_an_open_file_detaches_the_mount(mount: Mount, place: Plac
     os.write(fd, b"written")
     assert ends_in_time(mount.terminate) == 0
     assert not mount.path.is_mount()
-    with pytest.raises(OSError, match="not connected|abort"):
+    with pytest.raises(OSError, match=GONE):
         os.pwrite(fd, b"x", 0)
-    with pytest.raises(OSError, match="not connected|abort"):
+    with pytest.raises(OSError, match=GONE):
         os.close(fd)
     assert (place.images / "disk").read_bytes()[:7] == b"written"
 
@@ -162,16 +157,14 @@ def test_a_signal_while_everything_is_frozen_ends_it_nevertheless(place: Place, 
     mount = mounted()
     mount.close_gate()
     fd = os.open(mount.path / "disk", os.O_RDWR | os.O_DIRECT)
-    waiting = [in_thread(os.pwrite, fd, b"w" * BLOCK, 0), in_thread(os.pread, fd, BLOCK, BLOCK)]
+    waiting = [in_thread(outcome, os.pwrite, fd, b"w" * BLOCK, 0), in_thread(outcome, os.pread, fd, BLOCK, BLOCK)]
     command = in_thread(shell, "echo all > .control/flush", mount.path)
     wait_until(lambda: mount.waiting_at_gate() == 3, "requests wait")
     assert ends_in_time(mount.terminate) == 0
     assert not mount.path.is_mount()
-    for future in waiting:
-        with pytest.raises(OSError, match="not connected|abort|Input/output"):
-            future.result(PATIENCE)
+    assert all(future.result(PATIENCE) for future in waiting)
     assert command.result(PATIENCE).returncode == 1
-    with pytest.raises(OSError, match="not connected|abort"):
+    with pytest.raises(OSError, match=GONE):
         os.close(fd)
 
 
@@ -180,7 +173,7 @@ def test_a_second_signal_changes_nothing(mount: Mount) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
         mount.process.send_signal(number)
     assert ends_in_time(mount.wait) == 0
-    with pytest.raises(OSError, match="not connected|abort"):
+    with pytest.raises(OSError, match=GONE):
         os.close(fd)
 
 
@@ -199,12 +192,12 @@ def test_mounting_and_unmounting_again_and_again_leaves_nothing_behind(
     place: Place, mounted: Callable[..., Mount]
 ) -> None:
     place.image("disk", size=4096)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for number in range(5):
         mount = mounted()
         (mount.path / "disk").write_bytes(str(number).encode())
         mount.unmount()
     assert not place.mountpoint.is_mount()
     assert not list((place.state / "mounts").glob("*.json"))
-    assert len(os.listdir("/proc/self/fd")) <= before + 1
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
     assert (place.images / "disk").read_bytes()[:1] == b"4"

@@ -76,7 +76,7 @@ def test_the_daemon_keeps_no_descriptor_of_its_caller(
     os.close(file)
     assert os.read(reader, 1) == b"", "nobody holds the pipe's other end"
     os.close(reader)
-    held = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+    held = [str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()]
     assert str(place.root / "held") not in held
     assert not any(target.startswith(("/dev/pts", "/dev/tty")) for target in held)
 
@@ -201,7 +201,7 @@ def test_the_second_mount_of_a_directory_finds_open_images_busy_and_names_their_
 def test_mount_fusecache_works_as_mount_8_calls_it(place: Place) -> None:
     place.image("disk", b"content")
     code = "import sys; from fusecache.cli.mount import mount_helper; sys.argv[0] = 'mount.fusecache'; mount_helper()"
-    command = [sys.executable, "-c", code, place.write_config(), place.mountpoint, "-o", "rw,noauto"]
+    command: list[str | Path] = [sys.executable, "-c", code, place.write_config(), place.mountpoint, "-o", "rw,noauto"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env=environment(), check=False)
     assert result.returncode == 0, result.stderr
     assert (place.mountpoint / "disk").read_bytes() == b"content"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.callers import shell
-from tests.support.mounts import PATIENCE, Mount, Place, environment
+from tests.support.mounts import PATIENCE, Mount, Place, fusecache
 
 STRANGER = 65534
 """A user, and a group, without any rights."""
@@ -126,13 +126,12 @@ def test_only_the_owner_of_the_root_creates_renames_and_removes(place: Place, mo
 
 
 def test_the_mount_option_lets_others_in_too(place: Place) -> None:
-    command = [sys.executable, "-m", "fusecache"]
-    options = {"env": environment(), "timeout": PATIENCE, "check": True}
-    subprocess.run([*command, "mount", "-o", "allow_other", place.write_config(), place.mountpoint], **options)  # type: ignore[call-overload]
+    result = fusecache("mount", "-o", "allow_other", place.write_config(), place.mountpoint)
+    assert result.returncode == 0, result.stderr
     try:
         assert allowed("ls mnt", place)
     finally:
-        subprocess.run([*command, "unmount", place.mountpoint], **options)  # type: ignore[call-overload]
+        assert fusecache("unmount", place.mountpoint).returncode == 0
 
 
 UNPRIVILEGED = """

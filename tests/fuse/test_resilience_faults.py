@@ -4,12 +4,11 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.fuse.test_semantics_ranges import KEEP_SIZE, PUNCH_HOLE, ZERO, fallocate
-from tests.support.callers import in_thread, shell
+from tests.support.callers import in_thread, outcome, shell
 from tests.support.mounts import FAULT, GATE, PASSTHROUGH, PATIENCE, Mount, Place, wait_until
 
 SIZE = 1 << 20
@@ -34,27 +33,18 @@ def fd(mount: Mount) -> Iterator[int]:
         os.close(fd)
 
 
-def outcome(call: Callable[[], object]) -> int:
-    """Return a call's errno, 0 for success."""
-    try:
-        call()
-    except OSError as error:
-        return error.errno or -1
-    return 0
-
-
 def outcomes(fd: int) -> dict[str, int]:
     """Try everything that reaches the layers; return the errno of each."""
     return {
-        "read": outcome(lambda: os.pread(fd, 4096, 0)),
-        "unaligned read": outcome(lambda: os.pread(fd, 100, 4000)),
-        "write": outcome(lambda: os.pwrite(fd, b"w" * 4096, 0)),
-        "unaligned write": outcome(lambda: os.pwrite(fd, b"w", 5)),
-        "fsync": outcome(lambda: os.fsync(fd)),
-        "fdatasync": outcome(lambda: os.fdatasync(fd)),
+        "read": outcome(os.pread, fd, 4096, 0),
+        "unaligned read": outcome(os.pread, fd, 100, 4000),
+        "write": outcome(os.pwrite, fd, b"w" * 4096, 0),
+        "unaligned write": outcome(os.pwrite, fd, b"w", 5),
+        "fsync": outcome(os.fsync, fd),
+        "fdatasync": outcome(os.fdatasync, fd),
         "punch": fallocate(fd, PUNCH_HOLE | KEEP_SIZE, 0, 4096),
         "zero": fallocate(fd, ZERO, 0, 4096),
-        "seek": outcome(lambda: os.lseek(fd, 0, os.SEEK_DATA)),
+        "seek": outcome(os.lseek, fd, 0, os.SEEK_DATA),
     }
 
 
@@ -69,9 +59,9 @@ def test_every_errno_comes_through_unchanged_and_goes_when_its_cause_goes(mount:
 def test_a_buffered_reader_and_writer_see_the_failure_too(mount: Mount) -> None:
     with (mount.path / "disk").open("r+b", buffering=0) as file:
         mount.fail_with(errno.ENOSPC)
-        assert outcome(lambda: file.write(b"x")) == errno.ENOSPC
+        assert outcome(file.write, b"x") == errno.ENOSPC
         mount.fail_with(errno.EIO)
-        assert outcome(lambda: file.read(100)) == errno.EIO
+        assert outcome(file.read, 100) == errno.EIO
         mount.fail_with(None)
         assert file.read(2) == b".."
 
@@ -112,7 +102,7 @@ def test_flush_all_is_the_failure_of_the_image_that_failed(mount: Mount, fd: int
 def test_a_stack_that_comes_down_takes_its_image_with_it_and_nothing_else(mount: Mount, fd: int) -> None:
     with (mount.path / "other").open("r+b", buffering=0) as other:
         mount.fail_with("die")
-        assert outcome(lambda: in_thread(os.pread, fd, 4096, 0).result(PATIENCE)) == errno.EIO
+        assert outcome(os.pread, fd, 4096, 0) == errno.EIO
         mount.fail_with(None)
         assert in_thread(outcomes, fd).result(PATIENCE) == dict.fromkeys(outcomes(fd), errno.EIO)
         assert other.write(b"fine") == 4
@@ -126,14 +116,14 @@ def test_a_stack_that_came_down_is_opened_anew_by_the_next_opener(mount: Mount, 
     for _ in range(3):
         with (mount.path / "disk").open("r+b", buffering=0) as file:
             mount.fail_with("die")
-            assert outcome(lambda: in_thread(file.write, b"lost").result(PATIENCE)) == errno.EIO
+            assert outcome(file.write, b"lost") == errno.EIO
             mount.fail_with(None)
             with (mount.path / "disk").open("r+b", buffering=0) as fresh:
                 assert fresh.read(12) == b"acknowledged"
                 assert os.pwrite(fresh.fileno(), b"A", 0) == 1
                 os.fsync(fresh.fileno())
                 assert os.pwrite(fresh.fileno(), b"a", 0) == 1
-            assert outcome(lambda: os.fsync(file.fileno())) == errno.EIO
+            assert outcome(os.fsync, file.fileno()) == errno.EIO
     assert (place.images / "disk").read_bytes()[:12] == b"acknowledged"
     assert os.fstat(fd).st_size == SIZE
 
@@ -144,14 +134,13 @@ def test_everything_that_waits_in_a_stack_fails_when_it_comes_down(place: Place,
     mount = mounted()
     mount.close_gate()
     fd = os.open(mount.path / "disk", os.O_RDWR | os.O_DIRECT)
-    waiting = [in_thread(os.pread, fd, 4096, number * 4096) for number in range(20)]
-    waiting += [in_thread(os.pwrite, fd, b"w" * 4096, number * 4096) for number in range(40)]
-    flushes = [in_thread(os.fsync, fd) for _ in range(5)]
+    waiting = [in_thread(outcome, os.pread, fd, 4096, number * 4096) for number in range(20)]
+    waiting += [in_thread(outcome, os.pwrite, fd, b"w" * 4096, number * 4096) for number in range(40)]
+    waiting += [in_thread(outcome, os.fsync, fd) for _ in range(5)]
     wait_until(lambda: mount.waiting_at_gate() >= 20, "requests wait")
     mount.fail_with("die")
     mount.open_gate()
-    for future in (*waiting, *flushes):
-        assert outcome(lambda future=future: future.result(PATIENCE)) == errno.EIO  # type: ignore[misc]
+    assert {future.result(PATIENCE) for future in waiting} == {errno.EIO}
     mount.fail_with(None)
     os.close(fd)
     assert (mount.path / "disk").read_bytes() == b"." * SIZE

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from tests.support.callers import in_thread, shell
 from tests.support.mounts import PATIENCE, Mount, Place
@@ -29,7 +30,7 @@ def test_a_thousand_images_are_listed_in_time(place: Place, mounted: Callable[..
     assert [(line.split()[-1], int(line.split()[4])) for line in details] == [
         (name, number * 512) for number, name in enumerate(names)
     ]
-    assert len(os.listdir(mount.control / "images")) == 1000
+    assert len(list((mount.control / "images").iterdir())) == 1000
     assert [image["name"] for image in mount.status()["images"]] == names
     assert not any(image["open"] for image in mount.status()["images"])
 
@@ -76,7 +77,7 @@ def test_openers_that_come_and_go_leave_nothing_behind(place: Place, mounted: Ca
     mount = mounted(release_after="0s")
 
     def descriptors() -> int:
-        return len(os.listdir(f"/proc/{mount.process.pid}/fd"))
+        return len(list(Path(f"/proc/{mount.process.pid}/fd").iterdir()))
 
     def round_trip(number: int) -> None:
         for _ in range(5):

@@ -5,7 +5,6 @@ import fcntl
 import mmap
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.callers import shell
+from tests.support.callers import outcome, shell
 from tests.support.mounts import Mount, Place
 
 RENAME_NOREPLACE = 1
@@ -56,14 +56,6 @@ FORBIDDEN: dict[str, Callable[[Path], object]] = {
 }
 
 
-def outcome(attempt: Callable[[Path], object], root: Path) -> int:
-    try:
-        attempt(root)
-    except OSError as error:
-        return error.errno or -1
-    return 0
-
-
 def test_by_default_names_owners_and_modes_are_eperm_to_change(root: Path, place: Place) -> None:
     before = sorted(root.iterdir()), (root / "disk").stat()
     outcomes = {what: outcome(attempt, root) for what, attempt in FORBIDDEN.items()}
@@ -84,7 +76,7 @@ def test_each_switch_allows_one_thing(place: Place, mounted: Callable[..., Mount
     attempts: dict[str, Callable[[], object]] = {
         "create": lambda: (root / "new").write_bytes(b""),
         "rename": lambda: (root / "disk").rename(root / "other"),
-        "remove": lambda: (root / ("other" if what == "rename" else "disk")).unlink(),
+        "remove": (root / ("other" if what == "rename" else "disk")).unlink,
     }
     for name, attempt in attempts.items():
         if name == what:
@@ -205,10 +197,10 @@ def test_renameat2_noreplace_to_a_free_name_works(free: Path) -> None:
 def test_an_image_is_not_renamed_into_the_control_directory_nor_to_its_name(free: Path) -> None:
     for target in (free / ".control" / "disk", free / ".control" / "images" / "new"):
         with pytest.raises(OSError, match="Invalid cross-device link") as caught:
-            os.rename(free / "disk", target)
+            (free / "disk").rename(target)
         assert caught.value.errno == errno.EXDEV
-    with pytest.raises(OSError, match="Directory not empty|Is a directory|busy|exists"):
-        os.rename(free / "disk", free / ".control")
+    with pytest.raises(OSError, match=r"Directory not empty|Is a directory|busy|exists"):
+        (free / "disk").rename(free / ".control")
     assert (free / "disk").read_bytes() == b"content"
 
 

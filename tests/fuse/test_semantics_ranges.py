@@ -119,9 +119,10 @@ def test_seek_finds_holes_and_data(place: Place, mounted: Callable[..., Mount]) 
             file.write(b"d" * MIB)
     with (mounted().path / "disk").open("rb", buffering=0) as file:
         fd = file.fileno()
-        for offset, hole, data in [(0, 0, 2), (2.5, 3, 2.5), (3, 3, 10), (10, 11, 10), (5, 5, 10)]:
-            assert os.lseek(fd, int(offset * MIB), os.SEEK_HOLE) == int(hole * MIB)
-            assert os.lseek(fd, int(offset * MIB), os.SEEK_DATA) == int(data * MIB)
+        half = MIB // 2
+        for offset, hole, data in [(0, 0, 4), (5, 6, 5), (6, 6, 20), (20, 22, 20), (10, 10, 20)]:
+            assert os.lseek(fd, offset * half, os.SEEK_HOLE) == hole * half
+            assert os.lseek(fd, offset * half, os.SEEK_DATA) == data * half
         assert os.lseek(fd, 11 * MIB, os.SEEK_HOLE) == 11 * MIB
         for whence, offset in [(os.SEEK_DATA, 11 * MIB), (os.SEEK_DATA, 16 * MIB), (os.SEEK_HOLE, 16 * MIB)]:
             with pytest.raises(OSError, match="No such device or address") as caught:

@@ -5,6 +5,7 @@ for longer than :data:`tests.support.mounts.PATIENCE`. It must not know what is 
 """
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,9 @@ from typing import Any, Self, TypeVar
 from tests.support.mounts import PATIENCE, wait_until
 
 T = TypeVar("T")
+
+GONE = re.compile("not connected|abort")
+"""What a call says whose daemon has ended."""
 
 PROLOGUE = """
 import ctypes, errno, fcntl, json, mmap, os, signal, sys
@@ -102,6 +106,15 @@ def in_thread(function: Callable[..., T], *arguments: Any) -> "Future[T]":
 
     threading.Thread(target=run, daemon=True).start()
     return future
+
+
+def outcome(call: Callable[..., object], *arguments: object) -> int:
+    """Make a call that may block; return its errno, 0 for success."""
+    try:
+        in_thread(call, *arguments).result(PATIENCE)
+    except OSError as error:
+        return error.errno or -1
+    return 0
 
 
 def shell(command: str, directory: Path) -> subprocess.CompletedProcess[str]:
