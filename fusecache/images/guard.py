@@ -61,6 +61,12 @@ class RangeGuard:
 
     def acquire(self, hold: Hold) -> bool:
         """Take *hold*; True when it is held at once, False when :meth:`Hold.granted` will tell."""
+        first = hold.start >> _CHUNK_BITS
+        if first == (hold.end - 1) >> _CHUNK_BITS and not self._wide and first not in self._chunks:
+            # Nothing is near it, as for almost every request.
+            self._chunks[first] = [hold]
+            self.active += 1
+            return True
         for other in self._conflicts(hold):
             other._blocked.append(hold)
             hold._blockers += 1
@@ -78,22 +84,31 @@ class RangeGuard:
         assert not hold.released
         hold.released = True
         self.active -= 1
-        chunks = _chunks_of(hold)
-        if chunks is None:
-            self._wide.remove(hold)
+        first = hold.start >> _CHUNK_BITS
+        if first == (hold.end - 1) >> _CHUNK_BITS:
+            self._leave(first, hold)
         else:
-            for chunk in chunks:
-                holds = self._chunks[chunk]
-                holds.remove(hold)
-                if not holds:
-                    del self._chunks[chunk]
-        for blocked in hold._blocked:
-            blocked._blockers -= 1
-            if not blocked._blockers and not blocked.released:
-                self._ready.append(blocked)
-        hold._blocked.clear()
-        if not self._granting:
-            self._grant()
+            chunks = _chunks_of(hold)
+            if chunks is None:
+                self._wide.remove(hold)
+            else:
+                for chunk in chunks:
+                    self._leave(chunk, hold)
+        if hold._blocked:
+            for blocked in hold._blocked:
+                blocked._blockers -= 1
+                if not blocked._blockers and not blocked.released:
+                    self._ready.append(blocked)
+            hold._blocked.clear()
+            if not self._granting:
+                self._grant()
+
+    def _leave(self, chunk: int, hold: Hold) -> None:
+        holds = self._chunks[chunk]
+        if len(holds) == 1:
+            del self._chunks[chunk]
+        else:
+            holds.remove(hold)
 
     def _grant(self) -> None:
         # A granted request may end at once and release; a loop instead of recursion keeps a long chain off the stack.

@@ -50,8 +50,11 @@ class Request(Hold):
         self.aligned = True
 
     def _place(self, offset: int, length: int) -> None:
-        # Past the end too: by the time the range is held, the image may have grown.
-        self.start, self.end = widen(offset, length, self._host.alignment, EVERYTHING)
+        if self._host.alignment == 1:
+            self.start, self.end = offset, offset + length
+        else:
+            # Past the end too: by the time the range is held, the image may have grown.
+            self.start, self.end = widen(offset, length, self._host.alignment, EVERYTHING)
         self.offset = offset
         self.length = length
 
@@ -94,16 +97,20 @@ class Request(Hold):
             self._end(None, outcome)
 
     def _begin(self) -> ReadOutcome | Attempt:
-        # Not before: the size may change while the request waits, and cannot while it is under way.
-        end, size = self.offset + self.length, self._host.top.size
-        self.aligned = is_aligned(self.offset, self.length, self._host.alignment, size)
-        if not self.aligned and end > size:
-            raise OutOfRange(f"found {self.length} bytes at {self.offset}, allowed: a range inside [0, {size})")
+        if self._host.alignment > 1:
+            self._check_alignment()
         outcome = self._attempt() if self.aligned else DECLINED
         if outcome is DECLINED:
             self._host.nursery.start_soon(self._run)
             return PENDING
         return outcome
+
+    def _check_alignment(self) -> None:
+        # Not before: the size may change while the request waits, and cannot while it is under way.
+        end, size = self.offset + self.length, self._host.top.size
+        self.aligned = is_aligned(self.offset, self.length, self._host.alignment, size)
+        if not self.aligned and end > size:
+            raise OutOfRange(f"found {self.length} bytes at {self.offset}, allowed: a range inside [0, {size})")
 
     async def _run(self) -> None:
         try:

@@ -64,13 +64,15 @@ async def test_what_nobody_waits_for_any_more_is_not_begun(
     tmp_path: Path, hanging: Callable[[Lane], threading.Event]
 ) -> None:
     looked: list[int] = []
-    async with opened(tmp_path) as backend, trio.open_nursery() as nursery:
+    async with opened(tmp_path) as backend:
         assert isinstance(backend, DirectoryBackend)
         go = hanging(backend._names)
-        nursery.start_soon(ask, backend._names, looked.append, 1)
-        await wait_all_tasks_blocked()
-        nursery.cancel_scope.cancel()
-        with trio.CancelScope(shield=True):
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask, backend._names, looked.append, 1)
+                await wait_all_tasks_blocked()
+                nursery.cancel_scope.cancel()
+        finally:
             go.set()
-            await backend._names.drained()
+        await backend._names.drained()
     assert not looked
