@@ -100,12 +100,14 @@ class _Ending:
 
     Attributes:
         wanted: set once a signal asked for the end.
+        abandon: gives the mount up in the eyes of the kernel; called where ending takes too long.
     """
 
     def __init__(self) -> None:
         self.wanted = trio.Event()
         self._begun = False
-        self._watchdog = threading.Timer(_END_SECONDS, _leave_behind)
+        self.abandon: Callable[[], None] = lambda: None
+        self._watchdog = threading.Timer(_END_SECONDS, self._leave_behind)
         self._watchdog.daemon = True
 
     def begin(self) -> None:
@@ -113,6 +115,12 @@ class _Ending:
         if not self._begun:
             self._begun = True
             self._watchdog.start()
+
+    def _leave_behind(self) -> None:
+        log.warning("ending took longer than %g s; leaving behind what hangs", _END_SECONDS)
+        self.abandon()
+        logging.shutdown()
+        os._exit(0)
 
     def __enter__(self) -> Self:
         return self
@@ -131,6 +139,8 @@ async def _take_signals(signals: AsyncIterator[int], ending: _Ending) -> None:
 
 async def _serve(config: Config, mountpoint: Path, ending: _Ending, ready: Callable[[], None]) -> None:
     path = mounting.prepare(mountpoint)
+    # Before any thread is started: one of the two is a thread's own, and is inherited.
+    make_resident()
     events = EventLog()
     store = StateStore(config.mount.state_dir)
     async with (
@@ -146,11 +156,11 @@ async def _serve(config: Config, mountpoint: Path, ending: _Ending, ready: Calla
             completions=completions,
             spin=config.mount.spin,
             allow_other=config.mount.allow_other,
-            on_full=partial(_report_full, store, record, events.emit),
+            on_full=_FullReport(store, record, events.emit, nursery),
         ) as session:
+            ending.abandon = session.abandon
             store.write_mount_record(record)
             try:
-                make_resident()
                 events.emit("mounted", f"{backend.description} at {path}")
                 await _until_ended(session, path, ending, ready)
                 ending.begin()
@@ -277,14 +287,35 @@ def _policy(mount: MountConfig) -> FilePolicy:
     )
 
 
-def _report_full(store: StateStore, record: MountRecord, emit: Emit, full: bool) -> None:
-    if full:
-        emit("slots-full", "all request slots are taken; reading no further requests until one is answered")
-    try:
-        store.write_mount_record(replace(record, slots_full=full))
-    except OSError as error:
-        # A full disk under the state directory is no reason to stop serving.
-        log.warning("the mount's record is not up to date: %s", error)
+class _FullReport:
+    """Says in the mount's record whether all request slots are taken; written by a thread, the latest state only."""
+
+    def __init__(self, store: StateStore, record: MountRecord, emit: Emit, nursery: trio.Nursery) -> None:
+        self._store = store
+        self._record = record
+        self._emit = emit
+        self._nursery = nursery
+        self._full = False
+        self._writing = False
+
+    def __call__(self, full: bool) -> None:
+        self._full = full
+        if full:
+            self._emit("slots-full", "all request slots are taken; reading no further requests until one is answered")
+        if not self._writing:
+            self._writing = True
+            self._nursery.start_soon(self._write)
+
+    async def _write(self) -> None:
+        written: bool | None = None
+        while written is not self._full:
+            written = self._full
+            try:
+                await trio.to_thread.run_sync(self._store.write_mount_record, replace(self._record, slots_full=written))
+            except OSError as error:
+                # A full disk under the state directory is no reason to stop serving.
+                log.warning("the mount's record is not up to date: %s", error)
+        self._writing = False
 
 
 async def _until_ended(session: Session, path: Path, ending: _Ending, ready: Callable[[], None]) -> None:
@@ -319,9 +350,3 @@ async def _end(session: Session, registry: Registry) -> None:
         await session.stop()
     session.channel.handles.close_all()
     await registry.close()
-
-
-def _leave_behind() -> None:
-    log.warning("ending took longer than %g s; leaving behind what hangs", _END_SECONDS)
-    logging.shutdown()
-    os._exit(0)

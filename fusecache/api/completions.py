@@ -19,13 +19,13 @@ log = logging.getLogger(__name__)
 
 
 class Source(Protocol):
-    """Where results appear without a thread of ours, such as memory that the kernel writes to."""
+    """Where results appear without a thread of ours, such as memory that the kernel writes to.
+
+    Each new result makes :attr:`Completions.fd` readable.
+    """
 
     def collect(self) -> int:
         """Run the callbacks of all results that are ready; return how many. Loop's thread only."""
-
-    def signal(self, wanted: bool) -> None:
-        """Say whether new results are to make :attr:`Completions.fd` readable."""
 
 
 class Completions:
@@ -55,7 +55,6 @@ class Completions:
     def add_source(self, source: Source) -> None:
         """Collect from *source* as well, until :meth:`remove_source`. It counts its own results in and out."""
         self._sources.append(source)
-        source.signal(not self._polling)
 
     def remove_source(self, source: Source) -> None:
         """Forget *source*."""
@@ -98,12 +97,15 @@ class Completions:
 
     def acknowledge(self) -> int:
         """Clear the wake-up, then :meth:`drain`. For whoever found :attr:`fd` readable."""
+        self._clear()
+        self._signal = not self._polling
+        return self.drain()
+
+    def _clear(self) -> None:
         try:  # noqa: SIM105 - on the hot path, where suppress() costs a microsecond
             os.eventfd_read(self.fd)
         except BlockingIOError:
             pass
-        self._signal = not self._polling
-        return self.drain()
 
     def before_wait(self, start: Callable[[], None]) -> None:
         """Call *start* when the loop has nothing more to do: at once unless it polls. Loop's thread only.
@@ -117,9 +119,8 @@ class Completions:
 
     def start_polling(self) -> None:
         """The caller collects results by :meth:`drain` from now on, and calls :meth:`hand_over` often."""
-        if not self._polling:
-            self._polling = True
-            self._set_signal(False)
+        self._polling = True
+        self._signal = False
 
     def hand_over(self) -> None:
         """Call what was given to :meth:`before_wait`."""
@@ -137,13 +138,10 @@ class Completions:
         if not self._polling:
             return 0
         self._polling = False
-        self._set_signal(True)
+        # Sources have signalled all the while. What comes after this signals anew; what came before is drained now.
+        self._clear()
+        self._signal = True
         return self.drain()
-
-    def _set_signal(self, wanted: bool) -> None:
-        self._signal = wanted
-        for source in self._sources:
-            source.signal(wanted)
 
     async def run(self) -> None:
         """Deliver results until cancelled. One task per event loop runs this."""

@@ -34,7 +34,6 @@ _REGISTER_IOWQ_MAX_WORKERS = 19
 _OP_READ, _OP_WRITE = 22, 23
 _OFF_SQES = 0x10000000
 _FEAT_SINGLE_MMAP = 1
-_CQ_EVENTFD_DISABLED = 1
 
 _ENTRIES: Final = 1024
 _WORKERS: Final = 64
@@ -91,7 +90,7 @@ class Ring:
         if not features & _FEAT_SINGLE_MMAP:
             raise OSError(errno.ENOSYS, "the kernel's io_uring is older than Linux 5.4")
         _, sq_tail, _, _, _, _, sq_array, *_ = offsets[:10]
-        cq_head, cq_tail, _, _, _, cqes, cq_flags, *_ = offsets[10:]
+        cq_head, cq_tail, _, _, _, cqes, *_ = offsets[10:]
         size = max(sq_array + 4 * sq_entries, cqes + _CQE.size * cq_entries)
         self._ring = mmap.mmap(self._fd, size, mmap.MAP_SHARED | mmap.MAP_POPULATE, offset=0)
         self._sqes = mmap.mmap(self._fd, _SQE_SIZE * sq_entries, mmap.MAP_SHARED | mmap.MAP_POPULATE, offset=_OFF_SQES)
@@ -100,7 +99,7 @@ class Ring:
             self._words[sq_array // 4 + index] = index
         self._sq_mask, self._cq_mask = sq_entries - 1, cq_entries - 1
         self._sq_tail, self._cq_head, self._cq_tail = sq_tail // 4, cq_head // 4, cq_tail // 4
-        self._cqes, self._cq_flags = cqes, cq_flags // 4
+        self._cqes = cqes
         self._tail, self._head = self._words[self._sq_tail], self._words[self._cq_head]
 
     def _register(self, what: int, numbers: list[int]) -> None:
@@ -181,9 +180,6 @@ class Ring:
             done(result)
         except Exception:
             log.exception("a completion callback failed")
-
-    def signal(self, wanted: bool) -> None:
-        self._words[self._cq_flags] = 0 if wanted else _CQ_EVENTFD_DISABLED
 
 
 def _checked(result: int) -> int:

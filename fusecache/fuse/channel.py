@@ -21,8 +21,8 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
 
 import trio
 
@@ -31,6 +31,7 @@ from fusecache.fuse.dataplane import DataPlane
 from fusecache.fuse.handles import Handles
 from fusecache.fuse.protocol import (
     CHANGES_NAMES,
+    FORGET_ONE,
     HEADER_SIZE,
     IN_HEADER_SIZE,
     INTERRUPT_IN,
@@ -38,10 +39,14 @@ from fusecache.fuse.protocol import (
     OUT_HEADER,
     REFUSED,
     REQUEST,
-    WITHOUT_REPLY,
     Opcode,
     adjust_init,
-    allow_parallel_writes,
+    adjust_open,
+    bound_listing,
+    forgotten,
+    listed,
+    offers_coherent_direct_io,
+    opened_handle,
 )
 from fusecache.fuse.slots import MAX_WRITE, SLOTS, Slot, SlotMemory, SlotState
 from fusecache.fuse.spin import Spin
@@ -49,9 +54,25 @@ from fusecache.fuse.spin import Spin
 log = logging.getLogger(__name__)
 
 _BATCH: Final = 64
-"""Requests between two checkpoints, so that other tasks get their turn under load."""
+"""Requests between two checkpoints, so that other tasks get their turn under load; large ones count more."""
+_BATCH_BESIDE_NAMES: Final = 4
+"""The same while pyfuse3 has something to do."""
+_COUNTS_MORE_BITS: Final = 15
+_RELAY_MESSAGE: Final = 128 << 10
+"""The largest message to or from pyfuse3: a socket's buffer holds 208 KiB unless the system is told otherwise."""
+_SELECT_LIMIT: Final = 1024
 _TRIM_AFTER: Final = 5.0
 _RELAY_BUFFER: Final = 4 << 20
+
+
+class Names(Protocol):
+    """What pyfuse3's handlers have given out, and nobody heard of or needs any more."""
+
+    def forget_now(self, forgotten: Sequence[tuple[int, int]]) -> None:
+        """Take lookups back: nodeids and how many."""
+
+    def close_listing(self, handle: int) -> None:
+        """Drop the listing of a directory handle."""
 
 
 class Channel:
@@ -61,6 +82,7 @@ class Channel:
         serving: set when INIT has been answered.
         memory, handles: the slots, and the files that are open.
         pyfuse3_end: the socket that pyfuse3 is to serve.
+        names: to be set before serving.
 
     Args:
         fd: the FUSE descriptor, non-blocking. The channel does not close it.
@@ -87,7 +109,10 @@ class Channel:
         self._init_request: bytes | None = None
         self._unsent: deque[Slot] = deque()
         self._sendable = trio.Event()
+        self.names: Names
         self.serving = trio.Event()
+        self._relayed = 0
+        self._coherent = True
         self.memory = SlotMemory()
         self.handles = Handles(self.memory)
         self._data = DataPlane(fd, self.handles, self._pending, self._release, nursery)
@@ -96,6 +121,7 @@ class Channel:
         for end in (self._relay, self.pyfuse3_end):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _RELAY_BUFFER)
         self._relay.setblocking(False)
+        self._selectable = max(fd, completions.fd) < _SELECT_LIMIT
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
 
@@ -107,8 +133,10 @@ class Channel:
             await self._answered.wait()
 
     def close(self) -> None:
-        """Close what the channel made."""
+        """Close what the channel made, and use the FUSE descriptor no more: its number may soon be another's."""
         self._relay.close()
+        self._fd = -1
+        self._data.detach()
 
     async def run(self) -> None:
         """Serve until the mount is gone; then return. After :meth:`stop`, answer what is under way until cancelled."""
@@ -129,13 +157,13 @@ class Channel:
         handlers, unpack, readv = self._data.handlers, REQUEST.unpack_from, os.readv
         budget = _BATCH
         while True:
-            if not budget or not free:
+            if budget <= 0 or not free:
                 completions.stop_polling()
                 if free:
                     await trio.lowlevel.checkpoint()
                 else:
                     await self._wait_for_slot()
-                budget = _BATCH
+                budget = _BATCH_BESIDE_NAMES if self._relayed else _BATCH
             completions.start_polling()
             budget -= 1
             slot = free.pop()
@@ -158,6 +186,7 @@ class Channel:
                     raise
                 continue
             opcode, unique, handle, offset, size = unpack(slot.head)
+            budget -= size >> _COUNTS_MORE_BITS
             handler = handlers.get(opcode)
             try:
                 kept = (
@@ -179,7 +208,7 @@ class Channel:
             # A thread of ours needs the interpreter, which a spin would keep from it.
             if completions.stop_polling():
                 return True
-            if not spin.allowed():
+            if not (self._selectable and spin.allowed()):
                 return False
             readable, _, _ = select.select((self._fd, completions.fd), (), (), spin.seconds)
             if completions.fd in readable:
@@ -244,11 +273,18 @@ class Channel:
             return False
         if opcode in REFUSED:
             raise PermissionError(errno.EPERM, "there are only images here")
+        if opcode in (Opcode.FORGET, Opcode.BATCH_FORGET):
+            # pyfuse3 keeps no count itself; and these come in numbers that would fill all slots.
+            self.names.forget_now(forgotten(opcode, _message(slot, length)))
+            return False
         slot.unique, slot.opcode, slot.length = unique, opcode, length
         slot.answered, slot.interruptible = False, True
         if opcode == Opcode.INIT:
-            self._init_request = bytes(slot.head[:length]) + bytes(slot.body[: max(0, length - HEADER_SIZE)])
+            self._init_request = _message(slot, length)
+            self._coherent = offers_coherent_direct_io(self._init_request)
             self.memory.record_init(self._init_request)
+        elif opcode == Opcode.READDIRPLUS:
+            bound_listing(slot.head, _RELAY_MESSAGE)
         if opcode in CHANGES_NAMES:
             slot.mark(SlotState.STARTED)
         try:
@@ -256,13 +292,12 @@ class Channel:
         except OSError:
             slot.mark(SlotState.READ)
             raise
-        if opcode not in WITHOUT_REPLY:
-            self._pending[unique] = slot
+        self._pending[unique] = slot
+        self._relayed += 1
         if not sent:
             self._unsent.append(slot)
             self._sendable.set()
-            return True
-        return opcode not in WITHOUT_REPLY
+        return True
 
     def _send(self, slot: Slot) -> bool:
         length = slot.length
@@ -289,18 +324,17 @@ class Channel:
                 except OSError as error:
                     failure = error
                 self._unsent.popleft()
-                if failure is not None and self._pending.pop(slot.unique, None) is not None and not slot.answered:
-                    self._data.fail(slot.unique, failure)
-                if failure is not None or slot.opcode in WITHOUT_REPLY:
-                    self._release(slot)
-                    slot.mark(SlotState.READ)
+                if failure is not None:
+                    if not slot.answered:
+                        self._data.fail(slot.unique, failure)
+                    self._end_relay(slot)
 
     async def _return_replies(self) -> None:
         while True:
             await trio.lowlevel.wait_readable(self._relay)
             while True:
                 try:
-                    reply = self._relay.recv(MAX_WRITE)
+                    reply = self._relay.recv(2 * _RELAY_MESSAGE)
                 except BlockingIOError:
                     break
                 except ConnectionResetError:
@@ -311,29 +345,48 @@ class Channel:
 
     def _return(self, reply: bytes) -> None:
         _, error, unique = OUT_HEADER.unpack_from(reply)
-        slot = self._pending.pop(unique, None)
+        slot = self._pending.get(unique)
         if slot is None:
             log.warning("pyfuse3 answered request %d, which is not pending", unique)
             return
         if slot.opcode in CHANGES_NAMES:
             slot.mark(SlotState.DONE, -error)
-        opened: int | None = None
-        if not error:
-            if slot.opcode == Opcode.INIT:
-                reply = self._agree(reply)
-            elif slot.opcode in OPEN_REPLY_AT:
-                reply, opened = allow_parallel_writes(reply, OPEN_REPLY_AT[slot.opcode])
-        delivered = False
-        if not slot.answered:
-            delivered = self._data.send(reply)
-        if opened is not None and not delivered:
-            # Nobody will ever release what the kernel did not hear of.
-            self.handles.close(opened)
-        self._release(slot)
-        slot.mark(SlotState.READ)
+        delivered = not slot.answered and self._data.send(reply if error else self._adjusted(slot.opcode, reply))
+        if not delivered and not error:
+            self._take_back(slot.opcode, reply)
+        self._end_relay(slot)
         if slot.opcode == Opcode.INIT:
             self.serving.set()
 
-    def _agree(self, reply: bytes) -> bytes:
-        assert self._init_request is not None
-        return adjust_init(self._init_request, reply, max_write=MAX_WRITE, slots=SLOTS)
+    def _adjusted(self, opcode: int, reply: bytes) -> bytes:
+        """Say in a reply what pyfuse3 cannot."""
+        if opcode == Opcode.INIT:
+            assert self._init_request is not None
+            return adjust_init(self._init_request, reply, max_write=MAX_WRITE, slots=SLOTS)
+        at = OPEN_REPLY_AT.get(opcode)
+        if at is None:
+            return reply
+        # Beside direct writes an older kernel leaves other openers with old pages. Control files have no pages.
+        file = self.handles.files.get(opened_handle(reply, at))
+        return adjust_open(reply, at, parallel=self._coherent or file is None or not file.parallel)
+
+    def _take_back(self, opcode: int, reply: bytes) -> None:
+        """Undo what a reply gave out that the kernel did not hear of: nobody will ever release it."""
+        if opcode in OPEN_REPLY_AT:
+            self.handles.close(opened_handle(reply, OPEN_REPLY_AT[opcode]))
+        if opcode in (Opcode.LOOKUP, Opcode.CREATE):
+            self.names.forget_now([(FORGET_ONE.unpack_from(reply, OUT_HEADER.size)[0], 1)])
+        elif opcode == Opcode.READDIRPLUS:
+            self.names.forget_now(listed(reply))
+        elif opcode == Opcode.OPENDIR:
+            self.names.close_listing(opened_handle(reply, OUT_HEADER.size))
+
+    def _end_relay(self, slot: Slot) -> None:
+        del self._pending[slot.unique]
+        self._relayed -= 1
+        self._release(slot)
+        slot.mark(SlotState.READ)
+
+
+def _message(slot: Slot, length: int) -> bytes:
+    return bytes(slot.head[:length]) + bytes(slot.body[: max(0, length - HEADER_SIZE)])

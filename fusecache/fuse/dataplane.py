@@ -82,6 +82,10 @@ class DataPlane:
             Opcode.RELEASE: self._release_handle,
         }
 
+    def detach(self) -> None:
+        """Answer nothing more: the descriptor is about to be closed."""
+        self._fd = -1
+
     def callbacks(self, slot: Slot) -> tuple[Done, ReadDone]:
         """Return the callbacks that answer the pending request of *slot*."""
 
@@ -157,7 +161,8 @@ class DataPlane:
         except FileNotFoundError:
             return False  # The kernel waits no longer: interrupted, or answered by a predecessor.
         except OSError as error:
-            log.warning("the kernel refused a reply: %s", error)
+            if self._fd >= 0:
+                log.warning("the kernel refused a reply: %s", error)
             return False
         return True
 
@@ -169,6 +174,8 @@ class DataPlane:
         except FileNotFoundError:
             pass
         except OSError as error:
+            if self._fd < 0:
+                return
             log.warning("the kernel refused data: %s", error)
             self.send(error_reply(unique, errno.EIO))
 

@@ -183,11 +183,15 @@ class Operations(pyfuse3.Operations):
 
     async def releasedir(self, fh: int) -> None:
         """Drop a listing."""
-        self._listings.pop(fh, None)
+        self.close_listing(fh)
 
-    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        """Drop what the kernel has forgotten."""
-        self._nodes.forget(inode_list)
+    def close_listing(self, handle: int) -> None:
+        """Drop a listing now. For the channel."""
+        self._listings.pop(handle, None)
+
+    def forget_now(self, forgotten: Sequence[tuple[int, int]]) -> None:
+        """Drop what the kernel has forgotten. For the channel, which does not relay that."""
+        self._nodes.forget(forgotten)
 
     @_answering
     async def statfs(self, ctx: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import Final
 class Opcode(IntEnum):
     """Requests that the channel or the data plane looks at; all others are relayed unread."""
 
+    LOOKUP = 1
     FORGET = 2
     SETATTR = 4
     SYMLINK = 6
@@ -30,6 +31,8 @@ class Opcode(IntEnum):
     FSYNC = 20
     FLUSH = 25
     INIT = 26
+    OPENDIR = 27
+    READDIRPLUS = 44
     CREATE = 35
     INTERRUPT = 36
     DESTROY = 38
@@ -49,6 +52,10 @@ FALLOCATE_IN: Final = struct.Struct("=QQQI4x")
 """fh, offset, length, mode."""
 LSEEK_IN: Final = struct.Struct("=QQI4x")
 """fh, offset, whence."""
+FORGET_ONE: Final = struct.Struct("=QQ")
+"""nodeid, lookups: an entry of BATCH_FORGET. A FORGET has its nodeid in the header and only the second field."""
+LISTING_IN: Final = struct.Struct("=QQI")
+"""fh, offset, size: the first fields of READDIRPLUS."""
 INTERRUPT_IN: Final = struct.Struct("=Q")
 """unique of the interrupted request."""
 OUT_HEADER: Final = struct.Struct("=IiQ")
@@ -73,9 +80,11 @@ IN_HEADER_SIZE: Final = IN_HEADER.size
 HEADER_SIZE: Final = 80
 """Bytes of a WRITE request before its payload: in_header and write_in. The first part of every readv."""
 ENTRY_OUT_SIZE: Final = 128
-"""struct fuse_entry_out, in front of OPEN_OUT in a reply to CREATE."""
+"""struct fuse_entry_out, in front of OPEN_OUT in a reply to CREATE and of each entry of READDIRPLUS."""
+_DIRENT_SIZE: Final = 24
+"""struct fuse_dirent before its name."""
+_NAME_LENGTH: Final = struct.Struct("=16xI")
 
-WITHOUT_REPLY: Final[frozenset[int]] = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET})
 REFUSED: Final[frozenset[int]] = frozenset({Opcode.SYMLINK, Opcode.MKNOD, Opcode.MKDIR, Opcode.RMDIR, Opcode.LINK})
 """Answered EPERM: there are only images."""
 CHANGES_NAMES: Final[frozenset[int]] = frozenset(
@@ -164,12 +173,48 @@ def adjust_init(request: bytes, reply: bytes, *, max_write: int, slots: int) -> 
     return OUT_HEADER.pack(OUT_HEADER.size + len(body), 0, unique) + body
 
 
-def allow_parallel_writes(reply: bytes, at: int) -> tuple[bytes, int]:
-    """Return a successful reply to OPEN or CREATE, and its file handle; direct openers may write in parallel."""
+def offers_coherent_direct_io(request: bytes) -> bool:
+    """Say whether the kernel that sent this INIT keeps pages true that other openers have, beside direct ones."""
+    _, _, _, flags, flags2 = INIT_IN.unpack_from(request.ljust(IN_HEADER_SIZE + INIT_IN.size, b"\0"), IN_HEADER_SIZE)
+    return bool((flags2 << 32 if flags & INIT_EXT else 0) & INIT_DIRECT_IO_ALLOW_MMAP)
+
+
+def opened_handle(reply: bytes, at: int) -> int:
+    """Return the file handle of a successful reply to OPEN or CREATE."""
+    handle: int = OPEN_OUT.unpack_from(reply, at)[0]
+    return handle
+
+
+def adjust_open(reply: bytes, at: int, *, parallel: bool) -> bytes:
+    """Return a successful reply to OPEN or CREATE where a direct opener may write in parallel, or is none at all."""
     handle, flags = OPEN_OUT.unpack_from(reply, at)
     if flags & FOPEN_DIRECT_IO:
-        flags |= FOPEN_PARALLEL_DIRECT_WRITES
-    return reply[:at] + OPEN_OUT.pack(handle, flags) + reply[at + OPEN_OUT.size :], handle
+        flags = flags | FOPEN_PARALLEL_DIRECT_WRITES if parallel else flags & ~FOPEN_DIRECT_IO
+    return reply[:at] + OPEN_OUT.pack(handle, flags) + reply[at + OPEN_OUT.size :]
+
+
+def forgotten(opcode: int, message: bytes) -> list[tuple[int, int]]:
+    """Return nodeids and lookups of a FORGET or BATCH_FORGET."""
+    if opcode == Opcode.FORGET:
+        return [(IN_HEADER.unpack_from(message)[3], struct.unpack_from("=Q", message, IN_HEADER_SIZE)[0])]
+    (count,) = struct.unpack_from("=I", message, IN_HEADER_SIZE)
+    return [FORGET_ONE.unpack_from(message, IN_HEADER_SIZE + 8 + 16 * index) for index in range(count)]
+
+
+def listed(reply: bytes) -> list[tuple[int, int]]:
+    """Return nodeids and lookups that a successful reply to READDIRPLUS gives out."""
+    found, at = [], OUT_HEADER.size
+    while at < len(reply):
+        found.append((FORGET_ONE.unpack_from(reply, at)[0], 1))
+        (length,) = _NAME_LENGTH.unpack_from(reply, at + ENTRY_OUT_SIZE)
+        at += ENTRY_OUT_SIZE + _DIRENT_SIZE + (length + 7 & ~7)
+    return found
+
+
+def bound_listing(head: memoryview, size: int) -> None:
+    """Have a READDIRPLUS ask for at most *size* bytes."""
+    handle, offset, asked = LISTING_IN.unpack_from(head, IN_HEADER_SIZE)
+    LISTING_IN.pack_into(head, IN_HEADER_SIZE, handle, offset, min(asked, size))
 
 
 def invalidation(nodeid: int) -> bytes:

@@ -3,6 +3,7 @@
 Owns the order in which they start and end. It must not know what is served.
 """
 
+import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -28,16 +29,26 @@ class Session:
 
     Attributes:
         channel: reads and answers.
+        fd: the FUSE descriptor.
         unmounted: set when the kernel has let go of the mount.
     """
 
     channel: Channel
     notifier: Notifier
+    fd: int
     unmounted: trio.Event = field(default_factory=trio.Event)
 
     async def stop(self) -> None:
         """Read no further requests, and return when those under way are answered."""
         await self.channel.stop()
+
+    def abandon(self) -> None:
+        """Have the kernel answer everybody with errors, now; any thread. For when the process cannot end by itself.
+
+        A thread that is stuck in the kernel keeps a process and its descriptors for as long as that lasts.
+        """
+        with contextlib.suppress(OSError):
+            os.close(self.fd)
 
 
 @asynccontextmanager
@@ -68,8 +79,8 @@ async def mounted(
     try:
         async with trio.open_nursery() as nursery:
             channel = Channel(fd, completions, Spin(spin), nursery, on_full)
-            session = Session(channel, notifier)
-            operations = Operations(root(session), channel.handles)
+            session = Session(channel, notifier, fd)
+            channel.names = operations = Operations(root(session), channel.handles)
             with _names(channel, operations):
                 nursery.start_soon(pyfuse3.main, 1, SLOTS)
                 nursery.start_soon(_run, session)
@@ -78,7 +89,8 @@ async def mounted(
                 nursery.cancel_scope.cancel()
     finally:
         notifier.close()
-        os.close(fd)
+        with contextlib.suppress(OSError):
+            os.close(fd)
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(_detach, path)
 

@@ -1,4 +1,4 @@
-"""The directory backend keeps the contract, with the host's page cache and without, and where the kernel has no ring."""
+"""The directory backend keeps the contract, with the host's page cache and without, and where there is no ring."""
 
 from functools import partial
 from pathlib import Path

@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 from typing import cast
 
-import pytest
 import trio
 
 from fusecache.api import Buffers
@@ -13,9 +12,6 @@ from fusecache.stack.link import Link
 from fusecache.testing import GatedVolume, MemoryVolume
 
 
-@pytest.mark.xfail(
-    raises=ExceptionGroup, reason="an open image fits requests to blocks by the size at their arrival", strict=True
-)
 async def test_writes_at_the_old_end_wait_for_a_resize_and_then_succeed() -> None:
     bare = MemoryVolume(1000, alignment=512, attempts="done")
     gated = GatedVolume(bare, {"write"})

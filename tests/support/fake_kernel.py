@@ -9,7 +9,7 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -86,6 +86,8 @@ class FakeKernel(End):
     Attributes:
         gone: replies to these requests are refused: nobody waits for them.
         refusals: raised by the next writes of data.
+        takes_data: is given the ``unique`` of each reply with data, which then goes no further: large ones would not
+            fit through a socket.
         read_errors: raised by the next reads of the channel.
     """
 
@@ -93,6 +95,7 @@ class FakeKernel(End):
         super().__init__(end)
         self.gone: set[int] = set()
         self.refusals: list[OSError] = []
+        self.takes_data: Callable[[int], None] | None = None
         self.read_errors: list[OSError] = []
         self._unique = 0
         self._fd = fd
@@ -118,14 +121,18 @@ class FakeKernel(End):
     def _writev(self, writev: Callable[..., int], parts: Any) -> int:
         if self.refusals:
             raise self.refusals.pop(0)
-        if struct.unpack_from("=IiQ", parts[0])[2] in self.gone:
+        unique = struct.unpack_from("=IiQ", parts[0])[2]
+        if unique in self.gone:
             raise FileNotFoundError(errno.ENOENT, "nobody waits for this reply")
+        if self.takes_data is not None:
+            self.takes_data(unique)
+            return sum(map(len, parts))
         return writev(self._fd, parts)
 
-    def send(self, opcode: int, body: bytes = b"") -> int:
+    def send(self, opcode: int, body: bytes = b"", *, nodeid: int = NODEID) -> int:
         """Send a request and return its ``unique``."""
         self._unique += 2
-        self.send_raw(u(4, 40 + len(body), opcode) + u(8, self._unique, NODEID) + u(4, 0, 0, 0) + u(2, 0, 0) + body)
+        self.send_raw(u(4, 40 + len(body), opcode) + u(8, self._unique, nodeid) + u(4, 0, 0, 0) + u(2, 0, 0) + body)
         return self._unique
 
     def read(self, handle: int, offset: int, length: int) -> int:
@@ -149,6 +156,13 @@ class FakeKernel(End):
     def release(self, handle: int) -> int:
         return self.send(Opcode.RELEASE, u(8, handle) + u(4, 0, 0) + u(8, 0))
 
+    def forget(self, nodeid: int, lookups: int) -> int:
+        return self.send(Opcode.FORGET, u(8, lookups), nodeid=nodeid)
+
+    def batch_forget(self, *forgotten: tuple[int, int]) -> int:
+        entries = b"".join(u(8, *entry) for entry in forgotten)
+        return self.send(Opcode.BATCH_FORGET, u(4, len(forgotten), 0) + entries, nodeid=0)
+
     def interrupt(self, unique: int) -> int:
         return self.send(Opcode.INTERRUPT, u(8, unique))
 
@@ -167,10 +181,25 @@ class Names(End):
         return message
 
 
+class TakenBack:
+    """Notes which names the channel took back."""
+
+    def __init__(self) -> None:
+        self.forgotten: list[tuple[int, int]] = []
+        self.listings: list[int] = []
+
+    def forget_now(self, forgotten: Sequence[tuple[int, int]]) -> None:
+        self.forgotten += forgotten
+
+    def close_listing(self, handle: int) -> None:
+        self.listings.append(handle)
+
+
 class Served:
     """A channel and its two ends.
 
     Attributes:
+        taken_back: what of the names was, unless a test gives the channel names of its own.
         full: what ``on_full`` was told.
         ended: the channel has ended by itself.
     """
@@ -178,6 +207,7 @@ class Served:
     def __init__(self, kernel: FakeKernel, channel: Channel, completions: Completions, full: list[bool]) -> None:
         self.kernel = kernel
         self.names = Names(channel.pyfuse3_end)
+        channel.names = self.taken_back = TakenBack()
         self.channel = channel
         self.completions = completions
         self.full = full

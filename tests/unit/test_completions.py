@@ -2,6 +2,7 @@
 
 import logging
 import os
+import select
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -173,6 +174,81 @@ async def test_a_result_that_comes_in_the_middle_of_an_acknowledgement_arrives(
             await arrived.wait()
         nursery.cancel_scope.cancel()
     completions.close()
+
+
+class Memory:
+    """A source as the kernel is one: it makes the descriptor readable with each result, whoever polls."""
+
+    def __init__(self, completions: Completions) -> None:
+        self._completions = completions
+        self._results = 0
+        completions.add_source(self)
+
+    def put(self) -> None:
+        """Have one more result."""
+        self._results += 1
+        os.eventfd_write(self._completions.fd, 1)
+
+    def collect(self) -> int:
+        count, self._results = self._results, 0
+        return count
+
+
+def readable(completions: Completions) -> bool:
+    return bool(select.select([completions.fd], [], [], 0)[0])
+
+
+def test_the_end_of_polling_collects_what_is_there_and_leaves_no_wake_up(completions: Completions) -> None:
+    source = Memory(completions)
+    delivered: list[int] = []
+    completions.start_polling()
+    source.put()
+    completions.expect()
+    completions.post(delivered.append, 1)
+    assert completions.stop_polling() == 2
+    assert delivered == [1]
+    assert not readable(completions)
+    assert completions.stop_polling() == 0
+
+
+def test_results_wake_the_loop_again_after_polling(completions: Completions) -> None:
+    source = Memory(completions)
+    for put in (source.put, lambda: completions.post(lambda: None, count=0)):
+        completions.start_polling()
+        completions.stop_polling()
+        put()
+        assert readable(completions)
+        completions.acknowledge()
+        assert not readable(completions)
+
+
+def test_threads_send_no_wake_up_to_a_polling_loop(completions: Completions) -> None:
+    completions.start_polling()
+    completions.expect()
+    completions.post(lambda: None)
+    assert not readable(completions)
+    assert completions.drain() == 1
+
+
+@pytest.mark.parametrize("kind", ["source", "thread"])
+def test_a_result_that_comes_just_after_the_wake_up_is_cleared_is_not_lost(
+    completions: Completions, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    source, clear = Memory(completions), os.eventfd_read
+
+    def clear_and_put(fd: int) -> int:
+        value = clear(fd)
+        if kind == "source":
+            source.put()
+        else:
+            completions.expect()
+            completions.post(lambda: None)
+        return value
+
+    completions.start_polling()
+    source.put()
+    monkeypatch.setattr(os, "eventfd_read", clear_and_put)
+    assert completions.stop_polling() == 2
 
 
 async def test_a_callback_that_fails_is_logged_and_the_others_run(

@@ -9,7 +9,6 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from fusecache.fuse import channel as channel_module
-from fusecache.fuse.protocol import Opcode
 from tests.support.fake_kernel import Served, serving, u
 from tests.support.nodes import ScriptedFile
 
@@ -162,6 +161,36 @@ async def test_other_tasks_get_their_turn_under_load(monkeypatch: pytest.MonkeyP
         assert max(after - before for before, after in pairwise(seen)) <= 8
 
 
+async def test_large_requests_leave_other_tasks_more_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(monkeypatch) as served:
+        answered: list[int] = []
+        served.kernel.takes_data = answered.append
+        handle = served.open(ScriptedFile(end=1 << 20))
+        for _ in range(40):
+            served.kernel.read(handle, 0, 1 << 20)
+        seen = [0]
+        while seen[-1] < 40:
+            await trio.lowlevel.checkpoint()
+            seen.append(len(answered))
+        assert max(after - before for before, after in pairwise(seen)) <= 4
+
+
+async def test_results_after_the_channel_was_closed_touch_no_descriptor(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = ScriptedFile(waits=True)
+    handle = served.open(file)
+    served.kernel.read(handle, 0, 5)
+    served.kernel.write(handle, 0, b"a")
+    assert await served.kernel.nothing()
+    served.channel.close()
+    file.reads[0](None, [b"\0" * 5])
+    file.changes[0](None)
+    assert await served.kernel.nothing()
+    assert served.in_use == 0
+    assert not caplog.records
+
+
 async def test_an_idle_mount_gives_memory_back(monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock) -> None:
     async with serving(monkeypatch, slots=12) as served:
         file = ScriptedFile(waits=True, end=1 << 20)
@@ -192,5 +221,5 @@ async def test_a_channel_that_spins_serves_what_comes_now_and_later(monkeypatch:
                 for _ in range(count):
                     assert (await served.kernel.reply()).body == b"\0"
             assert await served.kernel.nothing()
-        served.kernel.send(Opcode.FORGET, u(8, 1))
+        served.kernel.send(LOOKUP, u(8, 1))
         assert len(await served.names.receive()) == 48

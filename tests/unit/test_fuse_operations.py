@@ -78,9 +78,9 @@ async def test_the_root_is_there_without_a_lookup(served: Served) -> None:
 async def test_what_the_kernel_forgot_is_stale(served: Served) -> None:
     await served.lookup()
     await served.lookup()
-    await served.ops.forget([(77, 1)])
+    served.ops.forget_now([(77, 1)])
     await served.ops.getattr(77, CTX)
-    await served.ops.forget([(77, 1)])
+    served.ops.forget_now([(77, 1)])
     with refused(errno.ESTALE):
         await served.ops.getattr(77, CTX)
 
@@ -244,7 +244,7 @@ async def test_a_listing_is_read_in_pieces_each_from_where_the_last_ended(
         start = token.taken[-1][2]
     assert token.taken == [(f"image-{at}".encode(), 100 + at, at + 1) for at in range(5)]
     # Each entry that was taken counts as looked up, and no other.
-    await served.ops.forget([(100 + at, 1) for at in range(5)])
+    served.ops.forget_now([(100 + at, 1) for at in range(5)])
     for at in range(5):
         with refused(errno.ESTALE):
             await served.ops.getattr(100 + at, CTX)

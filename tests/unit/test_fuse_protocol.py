@@ -6,7 +6,18 @@ import sys
 import pytest
 
 from fusecache.fuse import protocol
-from fusecache.fuse.protocol import Opcode, adjust_init, allow_parallel_writes, error_reply, invalidation
+from fusecache.fuse.protocol import (
+    Opcode,
+    adjust_init,
+    adjust_open,
+    bound_listing,
+    error_reply,
+    forgotten,
+    invalidation,
+    listed,
+    offers_coherent_direct_io,
+    opened_handle,
+)
 
 
 def u(size: int, *values: int) -> bytes:
@@ -29,6 +40,9 @@ HEADER = u(4, 96, 16) + u(8, 0x1122, 0x3344) + u(4, 1000, 100, 77) + u(2, 0, 0)
         (protocol.LSEEK_IN, u(8, 9, 4096) + u(4, 4, 0), (9, 4096, 4)),
         (protocol.INTERRUPT_IN, u(8, 0x1122), (0x1122,)),
         (protocol.RELEASE_IN, u(8, 9) + u(4, 2, 1) + u(8, 5), (9, 2, 1, 5)),
+        # struct fuse_forget_one; struct fuse_read_in up to its size, of a READDIRPLUS
+        (protocol.FORGET_ONE, u(8, 0x3344, 5), (0x3344, 5)),
+        (protocol.LISTING_IN, u(8, 9, 4096) + u(4, 512), (9, 4096, 512)),
         # replies: struct fuse_write_out, fuse_lseek_out; struct fuse_open_out alone
         (protocol.WRITE_OUT, u(4, 24, 0) + u(8, 7) + u(4, 4096, 0), (24, 0, 7, 4096)),
         (protocol.LSEEK_OUT, u(4, 24, 0) + u(8, 7, 4096), (24, 0, 7, 4096)),
@@ -66,6 +80,7 @@ def test_a_request_that_moves_bytes_is_decoded_in_one_go(body: bytes) -> None:
 
 def test_opcodes_are_the_kernels() -> None:
     assert {opcode.name: opcode.value for opcode in Opcode} == {
+        "LOOKUP": 1,
         "FORGET": 2,
         "SETATTR": 4,
         "SYMLINK": 6,
@@ -82,11 +97,13 @@ def test_opcodes_are_the_kernels() -> None:
         "FSYNC": 20,
         "FLUSH": 25,
         "INIT": 26,
+        "OPENDIR": 27,
         "CREATE": 35,
         "INTERRUPT": 36,
         "DESTROY": 38,
         "BATCH_FORGET": 42,
         "FALLOCATE": 43,
+        "READDIRPLUS": 44,
         "RENAME2": 45,
         "LSEEK": 46,
     }
@@ -109,9 +126,34 @@ ENTRY = bytes(range(128))
 @pytest.mark.parametrize("opcode", [Opcode.OPEN, Opcode.CREATE])
 def test_direct_openers_and_no_others_may_write_in_parallel(opcode: Opcode, flags: int, allowed: int) -> None:
     front = OPEN_REPLY + (ENTRY if opcode is Opcode.CREATE else b"")
-    reply, handle = allow_parallel_writes(front + u(8, 9) + u(4, flags, 0), protocol.OPEN_REPLY_AT[opcode])
-    assert reply == front + u(8, 9) + u(4, allowed, 0)
-    assert handle == 9
+    at = protocol.OPEN_REPLY_AT[opcode]
+    reply = front + u(8, 9) + u(4, flags, 0)
+    assert opened_handle(reply, at) == 9
+    assert adjust_open(reply, at, parallel=True) == front + u(8, 9) + u(4, allowed, 0)
+    assert adjust_open(reply, at, parallel=False) == front + u(8, 9) + u(4, flags & ~1, 0)
+
+
+def test_a_forget_names_one_node_and_a_batch_several() -> None:
+    assert forgotten(Opcode.FORGET, HEADER + u(8, 5)) == [(0x3344, 5)]
+    batch = HEADER + u(4, 2, 0) + u(8, 0x10, 1) + u(8, 0x20, 1 << 40)
+    assert forgotten(Opcode.BATCH_FORGET, batch) == [(0x10, 1), (0x20, 1 << 40)]
+    assert forgotten(Opcode.BATCH_FORGET, HEADER + u(4, 0, 0)) == []
+
+
+@pytest.mark.parametrize(("asked", "allowed"), [(1 << 20, 131072), (131072, 131072), (4096, 4096)])
+def test_a_listing_is_bounded_and_nothing_else_of_it_changes(asked: int, allowed: int) -> None:
+    head = bytearray(HEADER + u(8, 9, 77) + u(4, asked, 3) + u(8, 5) + u(4, 2, 0))
+    bound_listing(memoryview(head), 131072)
+    assert head == HEADER + u(8, 9, 77) + u(4, allowed, 3) + u(8, 5) + u(4, 2, 0)
+
+
+@pytest.mark.parametrize("names", [[], [b"x"], [b"12345678", b"n" * 255, b"abc"]])
+def test_a_listing_gives_each_of_its_nodes_out_once(names: list[bytes]) -> None:
+    # struct fuse_direntplus: an entry_out, then ino, off, namelen, type and the name, padded to 8 bytes
+    reply = u(4, 0, 0) + u(8, 7)
+    for at, name in enumerate(names):
+        reply += u(8, 0x50 + at) + bytes(120) + u(8, 1, 2) + u(4, len(name), 8) + name + bytes(-len(name) % 8)
+    assert listed(reply) == [(0x50 + at, 1) for at in range(len(names))]
 
 
 POSIX_LOCKS, ATOMIC_O_TRUNC, BIG_WRITES, FLOCK_LOCKS = 1 << 1, 1 << 3, 1 << 5, 1 << 10
@@ -169,6 +211,19 @@ def test_a_kernel_is_asked_only_for_what_it_offers(request_: bytes, expected: in
     fields = protocol.INIT_OUT.unpack_from(adjusted, 16)
     assert (fields[3], fields[10]) == (expected, expected2)
     assert fields[:3] == (7, 38, 65536)
+
+
+@pytest.mark.parametrize(
+    ("request_", "offered"),
+    [
+        (init_request(INIT_EXT, DIRECT_IO_ALLOW_MMAP), True),
+        (init_request(EVERYTHING_OLD, DIRECT_IO_ALLOW_MMAP), False),
+        (init_request(INIT_EXT, 0xFFFFFFFF ^ DIRECT_IO_ALLOW_MMAP), False),
+        (init_request(EVERYTHING_OLD | INIT_EXT, length=56), False),
+    ],
+)
+def test_a_kernel_says_whether_direct_openers_leave_the_pages_of_others_true(request_: bytes, offered: bool) -> None:
+    assert offers_coherent_direct_io(request_) == offered
 
 
 @pytest.mark.parametrize(

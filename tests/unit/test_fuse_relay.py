@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import sys
 from collections.abc import AsyncIterator
 
 import pytest
@@ -75,12 +76,30 @@ async def test_init_is_recorded_and_its_reply_says_what_pyfuse3_cannot(served: S
 
 
 @pytest.mark.parametrize("opcode", [Opcode.FORGET, Opcode.BATCH_FORGET])
-async def test_forgetting_keeps_no_slot_and_is_not_answered(opcode: Opcode, served: Served) -> None:
-    for _ in range(20):
-        served.kernel.send(opcode, u(8, 1, 1))
-        assert (await served.names.receive())[4:8] == u(4, opcode)
-    assert served.in_use == 0
+async def test_forgetting_is_done_at_once_and_answered_by_nobody(opcode: Opcode, served: Served) -> None:
+    expected = [(0x50, 3), (0x51, 1)]
+    if opcode is Opcode.BATCH_FORGET:
+        served.kernel.batch_forget(*expected)
+    else:
+        for nodeid, lookups in expected:
+            served.kernel.forget(nodeid, lookups)
     assert await served.kernel.nothing()
+    assert await served.names.nothing()
+    assert served.taken_back.forgotten == expected
+    assert served.in_use == 0
+
+
+async def test_a_batch_of_many_is_forgotten_as_a_whole(served: Served) -> None:
+    expected = [(nodeid, 1) for nodeid in range(2, 4000)]
+    served.kernel.batch_forget(*expected)
+    assert await served.kernel.nothing()
+    assert served.taken_back.forgotten == expected
+
+
+@pytest.mark.parametrize(("asked", "relayed"), [(1 << 20, 1 << 17), (4096, 4096)])
+async def test_a_listing_is_asked_for_in_pieces_that_pass_the_relay(asked: int, relayed: int, served: Served) -> None:
+    served.kernel.send(Opcode.READDIRPLUS, u(8, 5, 0) + u(4, asked, 0) + u(8, 0) + u(4, 0, 0))
+    assert (await served.names.receive())[40:] == u(8, 5, 0) + u(4, relayed, 0) + u(8, 0) + u(4, 0, 0)
 
 
 @pytest.mark.parametrize("opcode", [Opcode.SYMLINK, Opcode.MKNOD, Opcode.MKDIR, Opcode.RMDIR, Opcode.LINK])
@@ -123,6 +142,17 @@ async def test_an_interrupted_open_is_given_up_and_what_it_opened_is_closed(
     assert await served.kernel.nothing()
     assert file.closed == 1
     assert served.in_use == 0
+    nodeid = int.from_bytes(ENTRY[:8], sys.byteorder)
+    assert served.taken_back.forgotten == ([(nodeid, 1)] if entry else [])
+
+
+async def test_an_open_that_was_closed_in_the_meantime_is_still_answered(served: Served) -> None:
+    unique = served.kernel.send(Opcode.OPEN, u(4, 2, 0))
+    await served.names.receive()
+    handle = served.open(ScriptedFile())
+    served.channel.handles.close_all()
+    served.names.answer(unique, u(8, handle) + u(4, 0, 0))
+    assert await served.kernel.reply() == (unique, 0, u(8, handle) + u(4, 0, 0))
 
 
 async def test_an_open_nobody_waits_for_any_more_is_closed(served: Served) -> None:
@@ -172,7 +202,7 @@ async def test_an_answer_to_nothing_is_ignored(served: Served, caplog: pytest.Lo
 async def narrow(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
     """Serve with a relay that holds a few requests only."""
     monkeypatch.setattr(channel_module, "_RELAY_BUFFER", 4096)
-    async with serving(monkeypatch, slots=40) as served:
+    async with serving(monkeypatch, slots=60) as served:
         yield served
 
 
@@ -180,7 +210,7 @@ async def test_requests_keep_their_order_while_pyfuse3_is_slow(narrow: Served) -
     sent = []
     for at in range(12):
         sent.append(narrow.kernel.send(SETXATTR, bytes(1500)))
-        sent.append(narrow.kernel.send(Opcode.FORGET if at % 2 else LOOKUP, u(8, 1)))
+        sent.append(narrow.kernel.send(GETATTR if at % 2 else LOOKUP, u(8, 1)))
     assert await narrow.kernel.nothing()
     assert narrow.in_use > 12
     handle = narrow.open(ScriptedFile())
@@ -190,13 +220,12 @@ async def test_requests_keep_their_order_while_pyfuse3_is_slow(narrow: Served) -
     for _ in range(20):
         # Room in the relay and a new request at the same time: the new one must not take the place.
         received.append(await narrow.names.receive())
-        sent.append(narrow.kernel.send(Opcode.FORGET, u(8, 1)))
+        sent.append(narrow.kernel.send(GETATTR, u(8, 1)))
     received += [await narrow.names.receive() for _ in sent[20:]]
     assert [message[8:16] for message in received] == [u(8, number) for number in sent]
-    expecting = [number for number, message in zip(sent, received, strict=True) if message[4:8] != u(4, Opcode.FORGET)]
     await trio.testing.wait_all_tasks_blocked()
-    assert narrow.in_use == len(expecting)
-    for number in expecting:
+    assert narrow.in_use == len(sent)
+    for number in sent:
         narrow.names.answer(number)
         assert (await narrow.kernel.reply()).unique == number
     assert narrow.in_use == 0
