@@ -149,6 +149,7 @@ async def _serve(config: Config, mountpoint: Path, ending: _Ending, ready: Calla
         trio.open_nursery() as nursery,
     ):
         record = MountRecord(str(path), os.getpid(), str(config.path), time.time(), backend.description)
+        report = _FullReport(store, record, events.emit, nursery)
         parts = _Parts(config, path, backend, store, completions, events, nursery)
         async with mounted(
             path,
@@ -156,7 +157,7 @@ async def _serve(config: Config, mountpoint: Path, ending: _Ending, ready: Calla
             completions=completions,
             spin=config.mount.spin,
             allow_other=config.mount.allow_other,
-            on_full=_FullReport(store, record, events.emit, nursery),
+            on_full=report,
         ) as session:
             ending.abandon = session.abandon
             store.write_mount_record(record)
@@ -166,7 +167,7 @@ async def _serve(config: Config, mountpoint: Path, ending: _Ending, ready: Calla
                 ending.begin()
                 await _end(session, parts.registry)
             finally:
-                store.remove_mount_record(str(path))
+                report.remove()
         nursery.cancel_scope.cancel()
 
 
@@ -297,25 +298,37 @@ class _FullReport:
         self._nursery = nursery
         self._full = False
         self._writing = False
+        self._removed = False
 
     def __call__(self, full: bool) -> None:
         self._full = full
         if full:
             self._emit("slots-full", "all request slots are taken; reading no further requests until one is answered")
-        if not self._writing:
+        if not self._writing and not self._removed:
             self._writing = True
             self._nursery.start_soon(self._write)
 
+    def remove(self) -> None:
+        """Remove the record; once a thread that is writing it has ended, where there is one."""
+        self._removed = True
+        if not self._writing:
+            self._store.remove_mount_record(self._record.mountpoint)
+
     async def _write(self) -> None:
         written: bool | None = None
-        while written is not self._full:
-            written = self._full
-            try:
-                await trio.to_thread.run_sync(self._store.write_mount_record, replace(self._record, slots_full=written))
-            except OSError as error:
-                # A full disk under the state directory is no reason to stop serving.
-                log.warning("the mount's record is not up to date: %s", error)
-        self._writing = False
+        write = self._store.write_mount_record
+        try:
+            while written is not self._full and not self._removed:
+                written = self._full
+                try:
+                    await trio.to_thread.run_sync(write, replace(self._record, slots_full=written))
+                except OSError as error:
+                    # A full disk under the state directory is no reason to stop serving.
+                    log.warning("the mount's record is not up to date: %s", error)
+        finally:
+            self._writing = False
+            if self._removed:
+                self.remove()
 
 
 async def _until_ended(session: Session, path: Path, ending: _Ending, ready: Callable[[], None]) -> None:

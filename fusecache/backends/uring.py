@@ -30,6 +30,7 @@ RingDone = Callable[[int], None]
 
 _SETUP, _ENTER, _REGISTER = 425, 426, 427
 _REGISTER_EVENTFD = 4
+_REGISTER_IOWQ_AFF = 17
 _REGISTER_IOWQ_MAX_WORKERS = 19
 _OP_READ, _OP_WRITE = 22, 23
 _OFF_SQES = 0x10000000
@@ -45,15 +46,21 @@ _CQE: Final = struct.Struct("=Qi4x")
 _PARAMS: Final = struct.Struct("=7I12x10I10I")
 
 # Not CDLL: a submission does not wait, and giving up the interpreter's lock for it invites others to take it.
-_syscall = ctypes.PyDLL(None, use_errno=True).syscall
+_libc = ctypes.PyDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_current_cpu: Callable[[], int] = _libc.sched_getcpu
 
 
-def open_ring(completions: Completions) -> "Ring | None":
-    """Return a ring, or None where this machine or its kernel has none for us."""
+def open_ring(completions: Completions, *, near: bool = False) -> "Ring | None":
+    """Return a ring, or None where this machine or its kernel has none for us.
+
+    Args:
+        near: for requests so short that waking another CPU takes longer: they are done on the one the loop runs on.
+    """
     if platform.machine() != "x86_64":
         return None
     try:
-        return Ring(completions)
+        return Ring(completions, near=near)
     except OSError as error:
         log.info("io_uring is not available, threads are used instead: %s", error)
         return None
@@ -68,7 +75,7 @@ class Ring:
         OSError: the kernel refuses.
     """
 
-    def __init__(self, completions: Completions) -> None:
+    def __init__(self, completions: Completions, *, near: bool = False) -> None:
         parameters = bytearray(_PARAMS.size)
         self._fd = _checked(_syscall(_SETUP, _ENTRIES, (ctypes.c_char * len(parameters)).from_buffer(parameters)))
         try:
@@ -80,6 +87,8 @@ class Ring:
             os.close(self._fd)
             raise
         self._completions = completions
+        self._near = near
+        self._cpu = -1
         self._requests: dict[int, tuple[RingDone, Any]] = {}
         self._next = 0
         self._unsubmitted = 0
@@ -141,12 +150,23 @@ class Ring:
             self._completions.before_wait(self._submit)
 
     def _submit(self) -> None:
+        if self._near:
+            self._follow()
         self._words[self._sq_tail] = self._tail
         try:
             while self._unsubmitted:
                 self._unsubmitted -= _checked(_syscall(_ENTER, self._fd, self._unsubmitted, 0, 0, None, 0))
         except OSError as error:
             self._take_back(error.errno or errno.EIO)
+
+    def _follow(self) -> None:
+        """Have the kernel's threads run on the CPU that the loop runs on."""
+        cpu = _current_cpu()
+        if cpu != self._cpu:
+            self._cpu = cpu
+            mask = (1 << cpu).to_bytes(cpu // 64 * 8 + 8, "little")
+            # Placement is a matter of speed only: a refusal changes nothing.
+            _syscall(_REGISTER, self._fd, _REGISTER_IOWQ_AFF, mask, len(mask))
 
     def _take_back(self, number: int) -> None:
         """End the requests that the kernel did not take with an errno."""

@@ -232,6 +232,8 @@ class Channel:
         while not drain() and not poll(0):
             if time.perf_counter_ns() > deadline:
                 return False
+            # Somebody we wait for may be waiting for this very CPU.
+            os.sched_yield()
         return True
 
     async def _park(self) -> None:

@@ -72,7 +72,9 @@ def test_more_requests_than_the_ring_has_places_all_end_once(completions: Comple
     assert (completions.outstanding, completions.detached) == (0, 0)
 
 
-def test_a_polling_loop_collects_results_itself_and_no_wake_up_is_left_of_them(completions: Completions, ring: Ring, fd: int) -> None:
+def test_a_polling_loop_collects_results_itself_and_no_wake_up_is_left_of_them(
+    completions: Completions, ring: Ring, fd: int
+) -> None:
     results: list[int] = []
     completions.start_polling()
     ring.write(fd, 0, memoryview(bytearray(4096)), results.append)
