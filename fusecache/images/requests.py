@@ -44,8 +44,15 @@ class Request(Hold):
 
     __slots__ = ("_host", "aligned", "length", "offset")
 
-    def __init__(self, host: Host, *, exclusive: bool) -> None:
-        super().__init__(0, 0, exclusive=exclusive)
+    _exclusive = True
+
+    def __init__(self, host: Host) -> None:
+        # Hold's own __init__, spelled out: one is made for every request that meets others.
+        self.start = self.end = 0
+        self.exclusive = self._exclusive
+        self.released = False
+        self._blockers = 0
+        self._blocked = []
         self._host = host
         self.aligned = True
 
@@ -150,8 +157,7 @@ class ReadRequest(Request):
 
     __slots__ = ("_done",)
 
-    def __init__(self, host: Host) -> None:
-        super().__init__(host, exclusive=False)
+    _exclusive = False
 
     def prepare(self, offset: int, length: int, done: ReadDone) -> "ReadRequest":
         """Say what to read; returns itself."""
@@ -184,9 +190,6 @@ class ChangeRequest(Request):
     __slots__ = ("_done",)
 
     _done: Done
-
-    def __init__(self, host: Host) -> None:
-        super().__init__(host, exclusive=True)
 
     def ended(self, error: BaseException | None) -> None:
         """The ``done`` given to the stack."""
@@ -236,8 +239,10 @@ class FlushRequest(Request):
 
     __slots__ = ("_done",)
 
+    _exclusive = False
+
     def __init__(self, host: Host, done: Done) -> None:
-        super().__init__(host, exclusive=False)
+        super().__init__(host)
         self.start, self.end = BEYOND, EVERYTHING
         self.offset = self.length = 0
         self._done = done

@@ -175,6 +175,17 @@ class Link(Volume):
             writes.bytes += length
             writes.latency[took.bit_length()] += 1
             return outcome
+        if outcome is PENDING and not pending.called:
+            # What arm() does, without the calls.
+            pending.link, pending.op, pending.length, pending.start, pending.done = (
+                self,
+                self._writes,
+                length,
+                start,
+                done,
+            )
+            self.stats.in_flight += 1
+            return outcome
         return self._unfinished(outcome, pending, self._writes, length, start, done)
 
     def try_write_zeroes(self, offset: int, length: int, done: Done) -> Attempt:
