@@ -25,6 +25,8 @@ from fusecache.api import Completions
 
 log = logging.getLogger(__name__)
 
+_left_behind: "list[Ring]" = []
+
 RingDone = Callable[[int], None]
 """Receives a request's result: bytes moved, or a negative errno."""
 
@@ -121,8 +123,13 @@ class Ring:
         return len(self._requests) > self._sq_mask
 
     def close(self) -> None:
-        """Close the ring. Nothing may be under way."""
+        """Close the ring; one with requests that hang in the kernel is left as it is, until the process ends."""
         self._completions.remove_source(self)
+        if self._requests:
+            log.warning("%d requests are left behind, waiting for the kernel", len(self._requests))
+            # The kernel may still use their buffers, which must not become anybody else's memory.
+            _left_behind.append(self)
+            return
         self._words.release()
         self._ring.close()
         self._sqes.close()

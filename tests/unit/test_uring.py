@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import gc
 import os
 import select
 from collections.abc import Callable, Iterator
@@ -175,3 +176,25 @@ def test_a_ring_leaves_no_descriptor_behind(completions: Completions) -> None:
         if ring is not None:
             ring.close()
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_buffers_of_requests_that_hang_outlive_the_ring(
+    completions: Completions, caplog: pytest.LogCaptureFixture
+) -> None:
+    ring = open_ring(completions)
+    if ring is None:
+        pytest.skip("the kernel refuses io_uring")
+    reader, writer = os.pipe()
+    buffer = bytearray(3)
+    ring.read(reader, 0, buffer, lambda result: None)
+    ring.close()
+    assert "1 requests are left behind" in caplog.text
+    del ring
+    gc.collect()
+    with pytest.raises(BufferError):
+        buffer.clear()
+    os.write(writer, b"abc")
+    assert select.select([completions.fd], [], [], PATIENCE)[0], "the request never ended"
+    assert buffer == b"abc"
+    os.close(reader)
+    os.close(writer)
