@@ -47,8 +47,14 @@ def test_a_listed_skip_needs_a_reason(tmp_path: Path) -> None:
 def test_a_process_left_behind_is_found_and_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(leftovers, "PATIENCE", 0.0)
     environment = {**os.environ, leftovers.RUN_VARIABLE: str(tmp_path)}
-    with subprocess.Popen(["sleep", "1000"], env=environment) as process:
-        assert leftovers.clear(str(tmp_path), tmp_path) == [f"process {process.pid}: sleep 1000"]
+    with subprocess.Popen(["cat"], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        # An answer shows that the program runs: in the middle of exec() a process has no environment to be known by.
+        process.stdin.write(b"x")
+        process.stdin.flush()
+        assert process.stdout.read(1) == b"x"
+        assert leftovers.clear(str(tmp_path), tmp_path) == [f"process {process.pid}: cat"]
         assert process.wait() == -9
     assert leftovers.clear(str(tmp_path), tmp_path) == []
 
