@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from fusecache.api import Completions
+from fusecache.backends.placement import Placement
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +38,12 @@ _REGISTER_IOWQ_MAX_WORKERS = 19
 _OP_READ, _OP_WRITE = 22, 23
 _OFF_SQES = 0x10000000
 _FEAT_SINGLE_MMAP = 1
+_SETUP_COOP_TASKRUN = 1 << 8
+"""Results need not interrupt the loop's thread: it looks for them, and makes system calls all the while."""
 
 _ENTRIES: Final = 1024
+_ALONE: Final = 8
+"""So many requests, each alone, say that more will come alone."""
 _WORKERS: Final = 64
 _SQE: Final = struct.Struct("=BBHiQQIIQ24x")
 """opcode, flags, ioprio, fd, offset, address, length, rw_flags, user_data."""
@@ -57,7 +62,7 @@ def open_ring(completions: Completions, *, near: bool = False) -> "Ring | None":
     """Return a ring, or None where this machine or its kernel has none for us.
 
     Args:
-        near: for requests so short that waking another CPU takes longer: they are done on the one the loop runs on.
+        near: have requests that come one by one done on the loop's CPU: waking another one takes longer than most.
     """
     if platform.machine() != "x86_64":
         return None
@@ -78,10 +83,9 @@ class Ring:
     """
 
     def __init__(self, completions: Completions, *, near: bool = False) -> None:
-        parameters = bytearray(_PARAMS.size)
-        self._fd = _checked(_syscall(_SETUP, _ENTRIES, (ctypes.c_char * len(parameters)).from_buffer(parameters)))
+        self._fd, parameters = _set_up()
         try:
-            self._map(_PARAMS.unpack(parameters))
+            self._map(parameters)
             self._register(_REGISTER_EVENTFD, [completions.fd])
             # The first number is of threads for files: so many may be stuck in a device without stopping others.
             self._register(_REGISTER_IOWQ_MAX_WORKERS, [_WORKERS, 0])
@@ -89,8 +93,8 @@ class Ring:
             os.close(self._fd)
             raise
         self._completions = completions
-        self._near = near
-        self._cpu = -1
+        self._placement = Placement(self._place_new) if near else None
+        self._alone = 0
         self._requests: dict[int, tuple[RingDone, Any]] = {}
         self._next = 0
         self._unsubmitted = 0
@@ -157,8 +161,8 @@ class Ring:
             self._completions.before_wait(self._submit)
 
     def _submit(self) -> None:
-        if self._near:
-            self._follow()
+        if self._placement is not None:
+            self._place(self._placement)
         self._words[self._sq_tail] = self._tail
         try:
             while self._unsubmitted:
@@ -166,14 +170,18 @@ class Ring:
         except OSError as error:
             self._take_back(error.errno or errno.EIO)
 
-    def _follow(self) -> None:
-        """Have the kernel's threads run on the CPU that the loop runs on."""
-        cpu = _current_cpu()
-        if cpu != self._cpu:
-            self._cpu = cpu
-            mask = (1 << cpu).to_bytes(cpu // 64 * 8 + 8, "little")
-            # Placement is a matter of speed only: a refusal changes nothing.
-            _syscall(_REGISTER, self._fd, _REGISTER_IOWQ_AFF, mask, len(mask))
+    def _place(self, placement: Placement) -> None:
+        # Moving the kernel's threads costs as much as a request, so one that is alone by chance does not.
+        if len(self._requests) > 1:
+            self._alone = 0
+            placement.anywhere()
+        elif self._alone < _ALONE:
+            self._alone += 1
+        else:
+            placement.near(_current_cpu())
+
+    def _place_new(self, mask: bytes) -> None:
+        _syscall(_REGISTER, self._fd, _REGISTER_IOWQ_AFF, mask, len(mask))
 
     def _take_back(self, number: int) -> None:
         """End the requests that the kernel did not take with an errno."""
@@ -207,6 +215,21 @@ class Ring:
             done(result)
         except Exception:
             log.exception("a completion callback failed")
+
+
+def _set_up() -> tuple[int, tuple[int, ...]]:
+    """Make a ring; return its descriptor and the parameters that the kernel chose."""
+    for flags in (_SETUP_COOP_TASKRUN, 0):
+        parameters = bytearray(_PARAMS.pack(0, 0, flags, *bytes(24)))
+        try:
+            fd = _checked(_syscall(_SETUP, _ENTRIES, (ctypes.c_char * len(parameters)).from_buffer(parameters)))
+        except OSError as error:
+            # Kernels before Linux 5.19 do not know the flag.
+            if error.errno != errno.EINVAL or not flags:
+                raise
+        else:
+            return fd, _PARAMS.unpack(parameters)
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _checked(result: int) -> int:
