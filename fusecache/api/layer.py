@@ -156,5 +156,6 @@ class LayerPlugin(ABC):
         """Open a layer over *below*, recovering what an earlier instance left.
 
         Leaving the context closes the layer and keeps its dirty data; it never waits for a write-back and never
-        closes *below*.
+        closes *below*. Once it is left nothing of a request happens any more, though the ``done`` of one that was
+        pending may still be called, or never.
         """

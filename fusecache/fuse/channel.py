@@ -115,7 +115,7 @@ class Channel:
         self._coherent = True
         self.memory = SlotMemory()
         self.handles = Handles(self.memory)
-        self._data = DataPlane(fd, self.handles, self._pending, self._release, nursery)
+        self._data = DataPlane(fd, self.handles, self._pending, self._release, self._keep, nursery)
         self.memory.attach(self._data.callbacks)
         self._relay, self.pyfuse3_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (self._relay, self.pyfuse3_end):
@@ -264,6 +264,11 @@ class Channel:
         if not free:
             self._slot_freed.set()
         free.append(slot)
+
+    def _keep(self, slot: Slot) -> None:
+        slot.clear()
+        if not self._pending:
+            self._answered.set()
 
     def _control(self, slot: Slot, opcode: int, unique: int, length: int) -> bool:
         """Handle a request that is not the data plane's; True when it keeps its slot."""

@@ -6,6 +6,12 @@ know how requests are read from the kernel, nor whether a file is an image or a 
 A handler answers at once and returns False, or returns True: the request is pending, the slot stays taken, and one of
 the slot's callbacks (``done``, ``read_done``) answers later. A pending request that was answered early, because its
 caller was interrupted, ends without a second reply.
+
+A write that was given up because its image failed is answered while its payload may still be in use: its slot is kept,
+neither read into nor given back to the system, until its end comes after all, or else to the end of the mount. Of a
+process that dies, this leaves: before the reply, a request like any other, which was not acknowledged and may be
+repeated; after it, a slot that is free for whoever reads the memory file. In between, repeating it is harmless, as no
+later request was read.
 """
 
 import errno
@@ -35,7 +41,7 @@ from fusecache.fuse.protocol import (
     error_reply,
 )
 from fusecache.fuse.slots import Slot, SlotState
-from fusecache.images.node import OpenFile
+from fusecache.images.node import GivenUp, OpenFile
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +62,10 @@ class DataPlane:
     Attributes:
         handlers: by opcode.
         pending: slots of pending requests, the channel's relayed ones included, by their ``unique``.
+
+    Args:
+        release: told of each slot whose request has ended, once it is no longer pending.
+        keep: told of each slot that is no longer pending but must not be used; *release* may follow.
     """
 
     def __init__(
@@ -64,12 +74,14 @@ class DataPlane:
         handles: Handles,
         pending: dict[int, Slot],
         release: Callable[[Slot], None],
+        keep: Callable[[Slot], None],
         nursery: trio.Nursery,
     ) -> None:
         self._fd = fd
         self._handles = handles
         self._files = handles.files
         self._release = release
+        self._keep = keep
         self._nursery = nursery
         self.pending = pending
         self.handlers: dict[int, Handler] = {
@@ -95,10 +107,17 @@ class DataPlane:
             if not slot.answered:
                 if error is not None:
                     self.fail(slot.unique, error)
+                    if isinstance(error, GivenUp):
+                        self._set_aside(slot)
+                        return
                 elif slot.opcode == Opcode.WRITE:
                     self.send(_pack_write(24, 0, slot.unique, slot.length))
                 else:
                     self.send(_pack_header(16, 0, slot.unique))
+            elif slot.kept:
+                slot.kept = False
+                self._release(slot)
+                return
             self._end(slot)
 
         def read_done(error: BaseException | None, buffers: Buffers) -> None:
@@ -153,6 +172,11 @@ class DataPlane:
         self._release(slot)
         if slot.interruptible:
             slot.mark(SlotState.READ)
+
+    def _set_aside(self, slot: Slot) -> None:
+        slot.answered = slot.kept = True
+        del self.pending[slot.unique]
+        self._keep(slot)
 
     def send(self, reply: bytes) -> bool:
         """Write a whole reply; False when the kernel did not take it."""

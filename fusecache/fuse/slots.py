@@ -20,6 +20,9 @@ offset          content
 A slot is free where the request header's ``unique`` (its bytes 8 to 16) is zero. Otherwise it holds a request that was
 read and perhaps not answered: READ, or, for a request that must not be repeated blindly, STARTED and then DONE with its
 result. ``unique`` is zeroed after the reply, so an ordinary request costs one store.
+
+A slot that is free in the file may be kept in this process: where a write was answered with an error while something
+may still be using its payload. Nobody uses the slot then, and nobody repeats the write.
 """
 
 import errno
@@ -71,6 +74,7 @@ class Slot:
         unique, opcode, length: of the request under way.
         answered: the kernel has its reply already; what comes later is dropped.
         interruptible: an INTERRUPT is answered EINTR, at once or soon.
+        kept: the request is answered and no longer pending, but its payload is in use until ``done`` is called again.
     """
 
     __slots__ = (
@@ -81,6 +85,7 @@ class Slot:
         "head",
         "index",
         "interruptible",
+        "kept",
         "length",
         "opcode",
         "parts",
@@ -103,6 +108,7 @@ class Slot:
         self.length = 0
         self.answered = False
         self.interruptible = False
+        self.kept = False
         self.used = False
         self._words = view[base : base + _UNIQUE_AT + 8].cast("Q")
 
@@ -124,7 +130,7 @@ class SlotMemory:
 
     Attributes:
         fd: the memfd.
-        free: slots without a request, the most recently used last.
+        free: slots without a request and not kept, the most recently used last.
     """
 
     def __init__(self) -> None:
@@ -141,7 +147,7 @@ class SlotMemory:
 
     @property
     def in_use(self) -> int:
-        """How many slots hold a request."""
+        """How many slots hold a request or are kept."""
         return SLOTS - len(self.free)
 
     def record_init(self, request: bytes) -> None:

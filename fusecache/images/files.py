@@ -90,7 +90,7 @@ class ImageFile(OpenFile):
             self._confirm()
         image = self._image
         if offset + len(data) > image.size:
-            image.nursery.start_soon(self._grow_and_write, offset, data, done)
+            image.start(self._grow_and_write, offset, data, done)
             return PENDING
         return image.write(offset, data, done)
 
@@ -124,7 +124,7 @@ class ImageFile(OpenFile):
         if keep_size or offset + length <= image.size:
             return DONE
         self.check_resize(offset + length)
-        image.nursery.start_soon(self._allocate, offset + length, done)
+        image.start(self._allocate, offset + length, done)
         return PENDING
 
     async def _allocate(self, size: int, done: Done) -> None:

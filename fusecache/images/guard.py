@@ -37,6 +37,10 @@ class Hold:
         """Called once when a hold that had to wait is held. Must not raise."""
         raise NotImplementedError
 
+    def abandoned(self, error: BaseException) -> None:
+        """Called by whoever called :meth:`RangeGuard.abandon`. Must not raise."""
+        raise NotImplementedError
+
     def __repr__(self) -> str:
         kind = "exclusive" if self.exclusive else "shared"
         state = "released" if self.released else f"waits for {self._blockers}" if self._blockers else "held"
@@ -103,6 +107,21 @@ class RangeGuard:
             if not self._granting:
                 self._grant()
 
+    def abandon(self) -> list[Hold]:
+        """Release all holds that wait and grant none of them; not to be called from :meth:`Hold.granted`.
+
+        Returns all holds there were, in no particular order. Those that are not released were held, and still are:
+        what holds them may be going on.
+        """
+        holds = [*self._narrow(), *self._wide]
+        for hold in holds:
+            hold._blocked.clear()
+        for hold in holds:
+            if hold._blockers:
+                hold._blockers = 0
+                self.release(hold)
+        return holds
+
     def _leave(self, chunk: int, hold: Hold) -> None:
         holds = self._chunks[chunk]
         if len(holds) == 1:
@@ -121,11 +140,13 @@ class RangeGuard:
         finally:
             self._granting = False
 
+    def _narrow(self) -> Iterable[Hold]:
+        return {id(hold): hold for holds in self._chunks.values() for hold in holds}.values()
+
     def _conflicts(self, hold: Hold) -> Iterator[Hold]:
         chunks = _chunks_of(hold)
         if chunks is None:
-            candidates = {id(other): other for holds in self._chunks.values() for other in holds}.values()
-            yield from _overlapping(candidates, hold)
+            yield from _overlapping(self._narrow(), hold)
         else:
             first = chunks[0]
             for chunk in chunks:

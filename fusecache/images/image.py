@@ -6,11 +6,16 @@ how a stack is put together.
 The methods named like a volume's (``read`` … ``flush``) are attempts in the sense of :mod:`fusecache.api.volume` that
 never decline: they return DONE (or the buffers), or PENDING and call ``done`` later. They accept any offset and length
 inside ``[0, size)``.
+
+Where the stack comes down (:meth:`Image.fail`) everybody who waits gets :class:`ImageFailed` at once, and so does
+everybody later; what the stack was doing may go on, or hang, without them.
 """
 
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import TypeVar
 
 import trio
 
@@ -18,6 +23,7 @@ from fusecache.api.backend import ImageInfo
 from fusecache.api.errors import VolumeClosed
 from fusecache.api.ranges import Extent, ExtentKind, widen
 from fusecache.api.volume import DECLINED, PENDING, Attempt, Buffers, Done, ReadDone
+from fusecache.images.calls import Calls
 from fusecache.images.guard import BEYOND, EVERYTHING, Hold, RangeGuard
 from fusecache.images.requests import (
     ChangeRequest,
@@ -30,21 +36,30 @@ from fusecache.images.requests import (
 )
 from fusecache.stack.assemble import MissingLayer, Stack, StackLayer
 
+T = TypeVar("T")
+
 _SEEK_SLICE = 1 << 30
 
 
 class _Awaited(Hold):
-    __slots__ = ("_event",)
+    __slots__ = ("_error", "_event")
 
     def __init__(self, start: int, *, exclusive: bool) -> None:
         super().__init__(start, EVERYTHING, exclusive=exclusive)
         self._event = trio.Event()
+        self._error: BaseException | None = None
 
     def granted(self) -> None:
         self._event.set()
 
+    def abandoned(self, error: BaseException) -> None:
+        self._error = error
+        self._event.set()
+
     async def wait(self) -> None:
         await self._event.wait()
+        if self._error is not None:
+            raise self._error
 
 
 class Image:
@@ -73,7 +88,9 @@ class Image:
         self._spare_read = ReadRequest(self)
         self._spare_write = WriteRequest(self)
         self._content_changed = content_changed
+        self._calls = Calls(stack.nursery)
         self._failure: BaseException | None = None
+        self._abandoned = False
         self._touched = False
         self._mtime_ns = info.mtime_ns
 
@@ -109,19 +126,47 @@ class Image:
         return self._mtime_ns
 
     def fail(self, error: BaseException) -> None:
-        """Answer every later request with an error: the stack is gone."""
+        """Answer every request under way, and every later one, with an error: the stack came down.
+
+        A request that was begun may go on: in a call that hangs, in a layer that will never end it. It keeps its hold
+        until it ends, as nothing else could tell when; there is nobody whom that hold could stop. Calling again only
+        changes the reason that is told.
+        """
+        self._refuse(error)
+        if self._abandoned:
+            return
+        self._abandoned = True
+        failed = ImageFailed(f"image {self.name!r}: its stack came down under the request")
+        for hold in self.guard.abandon():
+            hold.abandoned(failed)
+        self._calls.give_up(failed)
+
+    def close(self) -> None:
+        """Answer every later request with an error: the stack is being closed. What is under way ends by itself."""
+        if self._failure is None:
+            self._refuse(VolumeClosed("the image has been closed"))
+
+    def _refuse(self, error: BaseException) -> None:
         self._failure = error
         # Sends every request past the fast path, to the check.
         self.guard.active += 1
 
-    def close(self) -> None:
-        """Answer every later request with an error: the stack has been closed."""
-        if self._failure is None:
-            self.fail(VolumeClosed("the image has been closed"))
-
     def _check(self) -> None:
         if self._failure is not None:
             raise ImageFailed(f"image {self.name!r}: its stack failed: {self._failure!r}") from self._failure
+
+    def start(self, task: Callable[..., Awaitable[None]], *args: object) -> None:
+        """Start a task of the stack.
+
+        Raises:
+            ImageFailed: the stack is gone.
+        """
+        self._check()
+        self.nursery.start_soon(task, *args)
+
+    async def _in_stack(self, call: Callable[[], Awaitable[T]]) -> T:
+        self._check()
+        return await self._calls.run(call)
 
     # The fast path: with nothing in flight and an aligned request there is nothing to hold, because attempt and reply
     # happen in one go on one thread. A spare request lends its ``done``; it is used up only where the attempt goes on.
@@ -188,7 +233,9 @@ class Image:
 
         The end of the image counts as a hole.
         """
-        self._check()
+        return await self._in_stack(partial(self._seek, offset, hole=hole))
+
+    async def _seek(self, offset: int, *, hole: bool) -> int | None:
         wanted = ExtentKind.HOLE if hole else ExtentKind.DATA
         async with self._holding(_Awaited(BEYOND, exclusive=False)):
             at, size = offset, self.size
@@ -217,11 +264,14 @@ class Image:
                 await hold.wait()
             yield
         finally:
-            self.guard.release(hold)
+            if not hold.released:
+                self.guard.release(hold)
 
     async def resize(self, size: int) -> None:
         """Set the length, between all requests before and all after."""
-        self._check()
+        await self._in_stack(partial(self._resize, size))
+
+    async def _resize(self, size: int) -> None:
         async with self.barrier():
             self._touched = True
             await self.top.resize(size)
@@ -230,14 +280,16 @@ class Image:
     async def grow(self, size: int) -> None:
         """Make the image at least *size* long."""
         if size > self.size:
-            async with self.barrier():
-                if size > self.size:
-                    await self.top.resize(size)
+            await self._in_stack(partial(self._grow, size))
+
+    async def _grow(self, size: int) -> None:
+        async with self.barrier():
+            if size > self.size:
+                await self.top.resize(size)
 
     async def writeback(self, index: int | None) -> None:
         """Write a layer's dirty data to the level below; with None, everything down into the backend."""
-        self._check()
-        await self.stack.writeback(index)
+        await self._in_stack(partial(self.stack.writeback, index))
 
     async def invalidate(self, index: int, *, dirty: bool) -> None:
         """Drop a layer's content, between all requests before and all after.
@@ -246,7 +298,9 @@ class Image:
             LayerDirty: the layer, or one above it, is dirty.
             BadCommand: there is no such layer.
         """
-        self._check()
+        await self._in_stack(partial(self._invalidate, index, dirty=dirty))
+
+    async def _invalidate(self, index: int, *, dirty: bool) -> None:
         async with self.barrier():
             await self.stack.invalidate(index, dirty=dirty)
             self._content_changed(self)

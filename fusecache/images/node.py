@@ -8,8 +8,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fusecache.api.errors import NotPermitted, NotSupported
+from fusecache.api.errors import FusecacheError, NotPermitted, NotSupported
 from fusecache.api.volume import Attempt, Buffers, Done, ReadDone
+
+
+class GivenUp(FusecacheError):
+    """Ends the wait for a write that is still under way: the image's stack came down (EIO).
+
+    Its data are still in use: they stay unchanged until ``done`` is called again, which may be never.
+    """
 
 
 @dataclass(slots=True)
@@ -37,7 +44,7 @@ class OpenFile(ABC):
     """An open file. The data plane calls its methods on the loop's thread, one request at a time.
 
     ``read``, ``write``, ``zero``, ``discard`` and ``flush`` are attempts as in :mod:`fusecache.api.volume`, except
-    that they never decline.
+    that they never decline, and that the ``done`` of a write is called twice where the first call is :class:`GivenUp`.
 
     Attributes:
         direct: the kernel keeps no pages of this file for this opener.

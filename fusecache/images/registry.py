@@ -5,11 +5,25 @@ Owns the one hosting task of each open image, and when it starts and ends. It mu
 An image is open from the first user until ``release_after`` after the last one; its hosting task holds its stack, and
 with it the backend's exclusive lock. A stack that fails takes down its image and nothing else: requests are answered
 with errors, and the next opener gets a new stack.
+
+**Requests that hang in a stack that came down** are answered, and yet something may still be using the memory of a
+write. A new stack beside them is safe, as none of them can reach what the new one uses:
+
+- A task that hangs keeps its stack's nursery from ending: the host is not closed, and after a few seconds an open fails
+  with ImageBusy.
+- A pending attempt that hangs in the backend keeps the file open and locked (see
+  :mod:`fusecache.backends.directory_image`): an open fails with ImageBusy.
+- A pending attempt that hangs in a layer finds every link below it closed. What the layer itself still does to its pool
+  file it has to end before it closes.
+- The data plane keeps a write's slot until the attempt ends, if ever: what a hanging system call writes late are the
+  bytes it was given, never another request's.
 """
 
 import logging
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Final
 
 import trio
 
@@ -25,6 +39,9 @@ log = logging.getLogger(__name__)
 CONTROL_NAME = ".control"
 """The control directory's name; an image of that name is not shown."""
 
+_FAILED_PATIENCE: Final = 5.0
+"""Seconds to wait for a stack that came down to be closed; longer than a backend waits for calls that hang."""
+
 
 class _Host:
     """The life of one open image, shared by the task that hosts it and those that use it."""
@@ -35,6 +52,7 @@ class _Host:
         self.image: Image | None = None
         self.error: Exception | None = None
         self.ready = trio.Event()
+        self.failed = False
         self.closing = False
         self.closed = trio.Event()
         self.changed = trio.Event()
@@ -139,6 +157,7 @@ class Registry:
 
         Raises:
             ImageNotFound, ImageBusy, PluginMissing, PoolMissing, Fenced: see the rules for opening a stack.
+            ImageBusy: also where the image's last stack came down and something hangs in it.
             VolumeClosed: the mount is ending.
         """
         while True:
@@ -150,7 +169,7 @@ class Registry:
                 host = self._hosts[info.key] = _Host(info)
                 self._nursery.start_soon(self._run_host, host)
             elif host.closing:
-                await host.closed.wait()
+                await _closed(host)
                 continue
             host.users += 1
             try:
@@ -221,7 +240,7 @@ class Registry:
                 raise ImageBusy(f"image {name!r} is open")
             host.closing = True
             host.change()
-            await host.closed.wait()
+            await _closed(host)
         await self.backend.remove(name)
 
     async def close(self) -> None:
@@ -245,6 +264,12 @@ class Registry:
                     await self._until_unused(host)
                     if not image.read_only:
                         await image.top.flush()
+                except BaseException as error:
+                    # At once: what came down may take long to close, and may never end what it was doing.
+                    log.error("image %r: its stack comes down; every request under way fails", image.name)
+                    host.failed = True
+                    image.fail(error if isinstance(error, Exception) else VolumeClosed("its stack is coming down"))
+                    raise
                 finally:
                     # Closing takes time; who comes meanwhile, also after a crash, is not let in any more.
                     host.closing = True
@@ -276,6 +301,14 @@ class Registry:
                 await changed.wait()
                 continue
             host.closing = not host.users
+
+
+async def _closed(host: _Host) -> None:
+    # An orderly end takes its time: it flushes.
+    with trio.move_on_after(_FAILED_PATIENCE if host.failed else math.inf):
+        await host.closed.wait()
+        return
+    raise ImageBusy(f"image {host.info.name!r}: its last stack came down and is not closed: something in it hangs")
 
 
 def _first(error: BaseException) -> Exception:

@@ -6,10 +6,13 @@ not know who asked, nor what the stack is made of.
 
 A hold is released only after ``done`` has returned, and ``done`` writes the reply: a later request for the same bytes
 starts after the earlier one's reply is out.
+
+Where the stack comes down, whoever waits is answered at once; what was begun keeps its hold until it ends. A late end
+is told to nobody, but for a write's: its caller lent the data, and wants to know when they are no longer in use.
 """
 
 import errno
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 import trio
@@ -18,6 +21,7 @@ from fusecache.api.errors import OutOfRange, VolumeClosed
 from fusecache.api.ranges import is_aligned, widen
 from fusecache.api.volume import DECLINED, DONE, PENDING, Attempt, Buffers, Done, ReadDone, ReadOutcome, Volume, joined
 from fusecache.images.guard import BEYOND, EVERYTHING, Hold, RangeGuard
+from fusecache.images.node import GivenUp
 
 
 class ImageFailed(VolumeClosed):
@@ -42,9 +46,10 @@ class Host(Protocol):
 class Request(Hold):
     """A request under way. Its hold is widened to whole blocks."""
 
-    __slots__ = ("_host", "aligned", "length", "offset")
+    __slots__ = ("_done", "_host", "aligned", "length", "offset")
 
     _exclusive = True
+    _done: Callable[..., None]
 
     def __init__(self, host: Host) -> None:
         # Hold's own __init__, spelled out: one is made for every request that meets others.
@@ -103,6 +108,17 @@ class Request(Hold):
         elif not isinstance(outcome, Attempt):
             self._end(None, outcome)
 
+    def abandoned(self, error: BaseException) -> None:
+        if self.released:
+            # It was never begun.
+            self._reply(error, ())
+        else:
+            self._give_up(error)
+
+    def _give_up(self, error: BaseException) -> None:
+        self._reply(error, ())
+        self._done = _nobody
+
     def _begin(self) -> ReadOutcome | Attempt:
         if self._host.alignment > 1:
             self._check_alignment()
@@ -155,7 +171,7 @@ class Request(Hold):
 class ReadRequest(Request):
     """Read *length* bytes."""
 
-    __slots__ = ("_done",)
+    __slots__ = ()
 
     _exclusive = False
 
@@ -187,9 +203,7 @@ class ReadRequest(Request):
 class ChangeRequest(Request):
     """A request that changes its range; the base of write, write-zeroes and discard."""
 
-    __slots__ = ("_done",)
-
-    _done: Done
+    __slots__ = ()
 
     def ended(self, error: BaseException | None) -> None:
         """The ``done`` given to the stack."""
@@ -225,6 +239,10 @@ class WriteRequest(ChangeRequest):
     def _attempt(self) -> Attempt:
         return self._host.top.try_write(self.offset, self._data, self.ended)
 
+    def _give_up(self, error: BaseException) -> None:
+        # The end is still told: until then the stack, or a system call that hangs, may use the data.
+        self._done(GivenUp(str(error)))
+
     async def _call(self) -> Buffers:
         await self._host.top.write(self.offset, self._data)
         return ()
@@ -237,7 +255,7 @@ class WriteRequest(ChangeRequest):
 class FlushRequest(Request):
     """Make durable what was acknowledged. Lies beyond every volume, so that it meets nothing but barriers."""
 
-    __slots__ = ("_done",)
+    __slots__ = ()
 
     _exclusive = False
 
@@ -318,3 +336,7 @@ class DiscardRequest(ClearRequest):
 
     async def _clear(self, offset: int, length: int) -> None:
         await self._host.top.discard(offset, length)
+
+
+def _nobody(*_: object) -> None:
+    """The ``done`` of a request that was answered before its end."""

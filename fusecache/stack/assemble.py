@@ -159,7 +159,8 @@ async def open_stack(
     In this order: the backend's exclusive lock, the lock in the state directory, the manifest, which is durably
     updated before any layer creates a file, then the layers bottom up. A failure or cancellation closes what is open.
 
-    If a task in the stack's nursery crashes, the body is cancelled and the context raises what the task raised.
+    If a task in the stack's nursery crashes, the body is cancelled and the context raises what the task raised, once
+    all tasks have ended: one that hangs keeps the locks. A pending attempt does not: it may end later, or never.
 
     Args:
         backend: where the image lives.

@@ -18,17 +18,21 @@ from pathlib import Path
 from typing import Any
 
 LAYERS = Path(__file__).with_name("layers")
-"""A folder with the distribution of the test layers ``gate`` and ``fault``; goes on PYTHONPATH."""
+"""A folder with the distribution of the test layers ``gate``, ``fault`` and ``park``; goes on PYTHONPATH."""
 
 PATIENCE = 30.0
 """Seconds after which a test gives up waiting for the daemon."""
 
 LIFETIME = 90.0
-"""Seconds after which a daemon is killed: whoever waits for it in the kernel gets an error instead of waiting on."""
+"""Seconds after which a daemon is killed: whoever waits for it in the kernel gets an error instead of waiting on.
+
+The fixture ``soak_seconds`` adds its time for the test that takes it.
+"""
 
 PASSTHROUGH: Mapping[str, Any] = {"plugin": "passthrough"}
 GATE: Mapping[str, Any] = {"plugin": "gate"}
 FAULT: Mapping[str, Any] = {"plugin": "fault"}
+PARK: Mapping[str, Any] = {"plugin": "park"}
 
 
 @dataclass
@@ -95,7 +99,7 @@ class Place:
         for index, layer in reversed(list(enumerate(layers))):
             lines += ["[[stack.layer]]", f"index = {index}"]
             lines += [f"{key} = {_toml(value)}" for key, value in layer.items()]
-            if layer["plugin"] in ("gate", "fault"):
+            if layer["plugin"] in ("gate", "fault", "park"):
                 lines.append(f"switches = {_toml(str(self.switches))}")
         return lines
 
@@ -196,7 +200,7 @@ class Mount:
             return 0
 
     def fail_with(self, what: int | str | None) -> None:
-        """Switch the fault layer: an errno, ``crash``, ``die``, or None for no fault."""
+        """Switch the fault layer: an errno, ``crash``, ``die``, or None for no fault; the park layer knows ``die``."""
         switch = self.place.switches / "errno"
         if what is None:
             switch.unlink(missing_ok=True)

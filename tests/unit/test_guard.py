@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusecache.images.guard import EVERYTHING, Hold, RangeGuard
+from fusecache.images.guard import BEYOND, EVERYTHING, Hold, RangeGuard
 from tests.support.images import is_idle
 
 MIB = 1 << 20
@@ -131,6 +131,20 @@ def test_a_waiting_hold_that_is_given_up_is_never_granted_and_blocks_nobody() ->
     guard.release(first)
     assert given_up.grants == 0
     guard.release(behind)
+    assert is_idle(guard)
+
+
+def test_abandoning_releases_what_waits_grants_nothing_and_leaves_what_is_held() -> None:
+    guard = RangeGuard()
+    held = [take(guard, 0, 10), take(guard, 1 << 20, 1 << 30), take(guard, BEYOND, EVERYTHING, exclusive=False)]
+    waiting = [take(guard, 5, 20), take(guard, 15, 30), take(guard, 0, EVERYTHING), take(guard, 1 << 25, 1 << 40)]
+    abandoned = guard.abandon()
+    assert sorted(map(id, abandoned)) == sorted(map(id, held + waiting))
+    assert [hold.released for hold in held + waiting] == [False] * 3 + [True] * 4
+    assert guard.active == 3
+    for hold in held:
+        guard.release(hold)
+    assert sum(hold.grants for hold in waiting) == 0
     assert is_idle(guard)
 
 

@@ -285,17 +285,6 @@ async def test_a_closed_image_answers_nothing_but_errors() -> None:
             await image.invalidate(0, dirty=False)
 
 
-async def test_what_was_under_way_when_an_image_failed_still_ends() -> None:
-    volume = Parked()
-    async with opened(volume) as image:
-        first, waiting = write(image, 0, b"a" * 10), write(image, 5, b"b")
-        image.fail(RuntimeError())
-        volume.changes[0](None)
-        await first.result()
-        volume.changes[1](None)
-        await waiting.result()
-
-
 async def test_a_stack_that_ends_answers_every_request_once() -> None:
     gate = GatedVolume(MemoryVolume(SIZE, alignment=512), {"read", "write", "flush"}, attempts="declined")
     async with opened(gate) as image:

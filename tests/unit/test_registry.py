@@ -216,6 +216,33 @@ async def test_a_task_that_dies_takes_down_its_image_and_no_other(caplog: pytest
         assert images.registry.opened("disk") is again
 
 
+async def test_an_image_in_whose_failed_stack_something_hangs_is_busy_until_that_ends(
+    autojump_clock: MockClock,
+) -> None:
+    async with shelf("disk") as images:
+        image = await images.registry.acquire("disk")
+        go = trio.Event()
+        try:
+            image.nursery.start_soon(hang, go)
+            images.nurseries["disk"].start_soon(crash)
+            await wait_all_tasks_blocked()
+            images.registry.release(image)
+            with pytest.raises(ImageBusy, match="something in it hangs"):
+                await images.registry.acquire("disk")
+            with pytest.raises(ImageBusy, match="something in it hangs"):
+                await images.registry.remove("disk")
+        finally:
+            go.set()
+        async with images.registry.using("disk") as fresh:
+            assert fresh is not image
+        assert images.events == ["image-failed"]
+
+
+async def hang(go: trio.Event) -> None:
+    with trio.CancelScope(shield=True):
+        await go.wait()
+
+
 async def test_a_failed_flush_at_the_end_is_reported_and_the_image_closes(caplog: pytest.LogCaptureFixture) -> None:
     async with shelf("disk") as images:
         async with images.registry.using("disk") as image:
