@@ -12,16 +12,14 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests.support import leftovers, skips
+from tests.support import leftovers, mounts, skips, soak
 
 ALLOWED_SKIPS = skips.load(Path(__file__).with_name("allowed_skips.txt"))
 
-# A short run repeats itself; a soak run does not, and prints its seed.
+# A short run repeats itself; a soak run does not, and goes on with new seeds for as long as it has time.
 hypothesis.settings.register_profile("short", deadline=None, derandomize=True)
-hypothesis.settings.register_profile(
-    "soak", deadline=None, max_examples=2000, stateful_step_count=200, print_blob=True, database=None
-)
-hypothesis.settings.load_profile("short")
+hypothesis.settings.register_profile("soak", deadline=None, derandomize=False, print_blob=True, database=None)
+hypothesis.settings.load_profile("soak" if soak.seconds() else "short")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,12 +32,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the run a round of ``scripts/soak`` where the environment says so."""
+    if length := soak.seconds():
+        config.pluginmanager.register(soak.Round(length), "soak")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark ``soak`` whatever a soak run makes longer or different."""
     for item in items:
-        varies = {"seed", "soak_seconds"}.intersection(getattr(item, "fixturenames", ()))
-        if varies or (isinstance(item, pytest.Function) and hypothesis.is_hypothesis_test(item.obj)):
+        if "seed" in getattr(item, "fixturenames", ()) or soak.takes_what_time_it_has(item):
             item.add_marker("soak")
 
 
@@ -79,12 +82,14 @@ def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
     """The seed for whatever the test makes at random: 1, or FUSECACHE_SEED. Shown where the test fails."""
-    value = int(os.environ.get("FUSECACHE_SEED", "1"))
+    value = soak.seed()
     print(f"{request.node.nodeid}: FUSECACHE_SEED={value}")
     return value
 
 
 @pytest.fixture
-def soak_seconds() -> float:
-    """How long a test that is bounded by time runs: 3 s, or FUSECACHE_SOAK_SECONDS."""
-    return float(os.environ.get("FUSECACHE_SOAK_SECONDS", "3"))
+def soak_seconds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> float:
+    """How long a test that is bounded by time runs: 3 s, or its share of a soak run. Its mounts live so much longer."""
+    value: float = request.node.stash.get(soak.SHARE, 3.0)
+    monkeypatch.setattr(mounts, "LIFETIME", mounts.LIFETIME + value)
+    return value

@@ -25,7 +25,8 @@ BUILD: Final = Metric(f"{PREFIX}build", "What is running.", ("version", "backend
 OPEN_IMAGES: Final = Metric(f"{PREFIX}open_images", "Images whose stack is open.")
 RUNNING_COMMANDS: Final = Metric(f"{PREFIX}running_commands", "Control commands under way.")
 SLOTS_IN_USE: Final = Metric(
-    f"{PREFIX}request_slots_in_use", "FUSE requests read from the kernel and not yet answered."
+    f"{PREFIX}request_slots_in_use",
+    "FUSE requests read from the kernel whose memory is still in use, nearly all of them unanswered.",
 )
 
 REQUESTS: Final = Metric(f"{PREFIX}requests", "Requests that ended, failed ones included.", (*_HOP, "operation"))
