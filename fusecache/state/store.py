@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import re
+import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -290,7 +291,7 @@ def _temporary(path: Path) -> Path:
 
 def _create_file(path: Path, data: bytes) -> None:
     """Create the file at *path*, durably; of several who do so at once, one wins and the others change nothing."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{_TEMPORARY}")
+    temporary = path.with_name(f"{path.name}.{threading.get_native_id()}{_TEMPORARY}")
     replace_file(temporary, data)
     try:
         os.link(temporary, path)

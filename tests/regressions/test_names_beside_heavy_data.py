@@ -35,5 +35,5 @@ async def test_a_name_request_gets_its_turn_between_few_large_reads(monkeypatch:
         assert (await kernel.reply()).unique == unique
         # What stood in the queue when it came, and from then on a few at each step.
         assert relayed - before <= READERS + 4
-        assert len(answered) - relayed <= 4
+        assert len(answered) - relayed <= 8
         kernel.takes_data = lambda unique: None
