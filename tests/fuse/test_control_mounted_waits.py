@@ -81,7 +81,7 @@ def test_an_interrupted_command_is_eintr_at_once_and_goes_on(mount: Mount) -> No
 
 def test_a_killed_writer_is_gone_at_once_and_its_command_goes_on(mount: Mount) -> None:
     mount.close_gate()
-    with Caller(WRITE, mount.control / "flush", "all") as caller, (mount.path / "disk").open("rb"):
+    with (mount.path / "disk").open("rb"), Caller(WRITE, mount.control / "flush", "all") as caller:
         assert caller.answer() == "open"
         caller.wait_until_blocked()
         wait_until(lambda: mount.waiting_at_gate() == 1, "the flush waits")
