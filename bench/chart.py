@@ -10,15 +10,15 @@ from typing import Any, Final
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.workloads import FUSECACHE, QEMU
+from bench.workloads import FUSECACHE, QEMU, QEMU_RBD
 
-_COLORS: Final = {FUSECACHE: "#20639b", QEMU: "#c77b30"}
+_COLORS: Final = {FUSECACHE: "#20639b", QEMU: "#c77b30", QEMU_RBD: "#c77b30"}
 _MET: Final = {True: "#3a7d44", False: "#b23a48"}
 
 
 def draw(report: Mapping[str, Any], paths: Sequence[Path]) -> None:
     """Write the chart to *paths*, in the format that each one's suffix names."""
-    figure = Figure(figsize=(11, 9), layout="constrained")
+    figure = Figure(figsize=(16, 10), layout="constrained")
     upper, lower = figure.subplots(2, 1)
     _draw_goals(upper, [goal for goal in report["goals"] if goal["ratio"] is not None])
     _draw_cpu(lower, report["results"])
@@ -47,9 +47,11 @@ def _draw_cpu(axes: Axes, results: Sequence[Mapping[str, Any]]) -> None:
             for result in results
             if result["target"] == target and result["median"]
         }
-        places = [place + (number - 0.5) * 0.36 for place, workload in enumerate(workloads) if workload in spent]
+        places = [
+            place + (min(number, 1) - 0.5) * 0.36 for place, workload in enumerate(workloads) if workload in spent
+        ]
         axes.bar(places, list(spent.values()), width=0.34, color=color, label=target)
-    axes.set_xticks(range(len(workloads)), workloads)
+    axes.set_xticks(range(len(workloads)), workloads, rotation=30, ha="right")
     axes.set_ylabel("µs per request, logarithmic")
     axes.set_yscale("log")
     axes.legend()

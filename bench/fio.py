@@ -1,11 +1,12 @@
-"""Running fio on one file.
+"""Running fio.
 
-Owns its command line and the meaning of its report. It must not know what serves the file.
+Owns its command line and the meaning of its report. It must not know what serves what it uses.
 """
 
 import json
+import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,26 +21,45 @@ class FioFailed(Exception):
     """fio did not run, or ended with an error."""
 
 
-def command(file: Path, workload: Workload, *, seconds: float, seed: int) -> Sequence[str]:
-    """Return the command line of one measurement."""
+def command(load: Sequence[str], workload: Workload, *, seconds: float, seed: int) -> Sequence[str]:
+    """Return the command line of one measurement; *load* says what fio uses, and how."""
     return [
-        *("fio", "--name=bench", "--output-format=json", f"--filename={file}"),
+        *("fio", "--name=bench", "--output-format=json", *load),
         *(f"--rw={workload.access}", f"--bs={workload.block}", f"--iodepth={workload.depth}"),
-        # fio must not drop the pages that both sides are to read from.
-        *("--ioengine=libaio", "--direct=1", "--invalidate=0", "--fallocate=none", "--allow_file_create=0"),
+        *(["--fsync=1"] if workload.sync else []),
         *("--norandommap", f"--randseed={seed}", "--time_based", f"--runtime={seconds * 1000:.0f}ms"),
     ]
 
 
-def measure(file: Path, workload: Workload, *, seconds: float, seed: int) -> dict[str, Any]:
-    """Run a workload on *file* and return fio's report on its job.
+def on_file(file: Path) -> Sequence[str]:
+    """Return what makes fio use *file* with direct I/O."""
+    # fio must not drop the pages that both sides are to read from.
+    keep = ("--invalidate=0", "--fallocate=none", "--allow_file_create=0")
+    return [f"--filename={file}", "--ioengine=libaio", "--direct=1", *keep]
+
+
+def on_rbd(pool: str, image: str) -> Sequence[str]:
+    """Return what makes fio use an image through librbd, of the cluster that ``CEPH_CONF`` names."""
+    return ["--ioengine=rbd", "--clientname=admin", f"--pool={pool}", f"--rbdname={image}"]
+
+
+def measure(
+    load: Sequence[str], workload: Workload, *, seconds: float, seed: int, environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Run a workload on *load* and return fio's report on its job.
+
+    Args:
+        environment: added to this process's.
 
     Raises:
         FioFailed: see the message.
     """
-    words = command(file, workload, seconds=seconds, seed=seed)
+    words = command(load, workload, seconds=seconds, seed=seed)
+    around = {**os.environ, **(environment or {})}
     try:
-        result = subprocess.run(words, capture_output=True, text=True, timeout=seconds + _SLACK, check=False)
+        result = subprocess.run(
+            words, capture_output=True, text=True, timeout=seconds + _SLACK, check=False, env=around
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise FioFailed(str(error)) from error
     if result.returncode:

@@ -6,7 +6,7 @@ Owns the tables. It reads nothing but the JSON report, and an older one to compa
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from bench.workloads import BARE, FUSECACHE, QEMU
+from bench.workloads import FUSECACHE
 
 _NOTHING = "–"
 
@@ -16,7 +16,7 @@ def markdown(report: Mapping[str, Any], old: Mapping[str, Any] | None = None) ->
     parts = [
         "# fusecache and its peers",
         _introduction(report),
-        "\n".join(f"- **{name}**: {target['what']}" for name, target in report["targets"].items()),
+        "\n".join(f"- **{target['name']}** ({target['place']}): {target['what']}" for target in report["targets"]),
         "## Goals",
         _goals(report["goals"]),
         *(["## Since the older report", _changes(report["goals"], old["goals"])] if old is not None else []),
@@ -28,7 +28,10 @@ def markdown(report: Mapping[str, Any], old: Mapping[str, Any] | None = None) ->
         "Mean time of a request, all hops below included; estimated from a histogram whose buckets double.",
         _hops(report["hops"]),
         "## How each was started",
-        *(f"{name}:\n\n```\n{target['options'].strip()}\n```" for name, target in report["targets"].items()),
+        *(
+            f"{target['name']} ({target['place']}):\n\n```\n{target['options'].strip()}\n```"
+            for target in report["targets"]
+        ),
         f"The load:\n\n```\n{report['fio']}\n```",
     ]
     return "\n\n".join(parts) + "\n"
@@ -102,21 +105,21 @@ def _medians(results: Sequence[Mapping[str, Any]]) -> Mapping[str, Mapping[str, 
 def _figures(results: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for workload, of in _medians(results).items():
-        iops = {target: of.get(target, {}).get("iops") for target in (FUSECACHE, QEMU, BARE)}
-        ours = iops[FUSECACHE]
-        ratios = [ours / peer if ours and peer else None for peer in (iops[QEMU], iops[BARE])]
-        rows.append([workload, *(number(each) for each in iops.values()), *(number(ratio, 2) for ratio in ratios)])
-    return table(1, ["workload", *(FUSECACHE, QEMU, BARE), f"to {QEMU}", f"to {BARE}"], rows)
+        ours = of.get(FUSECACHE, {}).get("iops")
+        for target, median in of.items():
+            iops = median.get("iops")
+            rows.append([workload, target, number(iops), number(ours / iops if ours and iops else None, 2)])
+    return table(2, ["workload", "contestant", "requests/s", f"{FUSECACHE} to it"], rows)
 
 
 def _costs(results: Sequence[Mapping[str, Any]]) -> str:
-    fields = [("latency_p50_us", "p50"), ("latency_p99_us", "p99"), ("cpu_us", "CPU")]
-    heads = [f"{name} {target}" for _, name in fields for target in (FUSECACHE, QEMU)]
+    fields = ["latency_p50_us", "latency_p99_us", "cpu_us"]
     rows = [
-        [workload, *(number(of.get(target, {}).get(field), 1) for field, _ in fields for target in (FUSECACHE, QEMU))]
+        [workload, target, *(number(median.get(field), 1) for field in fields)]
         for workload, of in _medians(results).items()
+        for target, median in of.items()
     ]
-    return table(1, ["workload", *heads], rows)
+    return table(2, ["workload", "contestant", "p50", "p99", "CPU"], rows)
 
 
 def _hops(hops: Sequence[Mapping[str, Any]]) -> str:

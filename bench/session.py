@@ -1,37 +1,35 @@
 """One run of the benchmark: contestants started together, measured in turn.
 
-Owns the order of measurements, and the state that files are in before each. It must not know how results are shown.
+Owns the order of measurements. It must not know how results are shown.
 """
 
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
 from bench import fio
 from bench.hops import Hop, Place, Total, between, totals
+from bench.places import PLACES
 from bench.results import Result, Sample
-from bench.targets import STARTERS, Target, TargetMissing
-from bench.workloads import BARE, FUSECACHE, Workload
-
-_CHUNK: Final = 1 << 20
+from bench.targets import Target, TargetMissing
+from bench.workloads import CONTESTANTS, FUSECACHE, Workload
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long a run is, and who takes part.
+    """How long a run is.
 
     Attributes:
         seconds: of each measurement.
-        mebibytes: of each raw file; all of it is to fit into the page cache.
+        quick: whoever sets no pace takes no part.
+        mebibytes: of each image; of a raw file all is to fit into the page cache.
     """
 
     rounds: int
     seconds: float
-    targets: Sequence[str]
+    quick: bool = False
     mebibytes: int = 256
 
 
@@ -40,26 +38,35 @@ class Measured:
     """What a run found.
 
     Attributes:
-        options: how each contestant was started.
+        options: how each contestant was started, by place and name.
     """
 
     results: list[Result] = field(default_factory=list)
     hops: list[Hop] = field(default_factory=list)
-    options: dict[str, str] = field(default_factory=dict)
+    options: dict[tuple[str, str], str] = field(default_factory=dict)
 
 
 def run(plan: Plan, workloads: Sequence[Workload], directory: Path) -> Measured:
     """Measure all *workloads*, with files below the empty *directory*.
 
-    A peer that is missing or fails has a result that says why.
+    A contestant that is missing, or a peer that fails, has a result that says why.
 
     Raises:
         fio.FioFailed: fio failed on fusecache.
     """
     measured = Measured()
+    for place in PLACES:
+        here = [workload for workload in workloads if workload.place == place]
+        if here:
+            (directory / place).mkdir()
+            _run_place(plan, place, here, directory / place, measured)
+    return measured
+
+
+def _run_place(plan: Plan, place: str, workloads: Sequence[Workload], directory: Path, measured: Measured) -> None:
     with ExitStack() as stack:
-        targets, missing = _start(plan, directory, stack)
-        measured.options = {target.name: target.options for target in targets}
+        targets, missing = _start(plan, place, directory, stack)
+        measured.options |= {(place, target.name): target.options for target in targets}
         for workload in workloads:
             before = _totals(targets)
             measured.results += _rounds(plan, workload, targets)
@@ -67,35 +74,25 @@ def run(plan: Plan, workloads: Sequence[Workload], directory: Path) -> Measured:
     measured.results += [
         Result(workload.name, name, (), reason) for workload in workloads for name, reason in missing.items()
     ]
-    return measured
 
 
-def _start(plan: Plan, directory: Path, stack: ExitStack) -> tuple[Sequence[Target], Mapping[str, str]]:
+def _start(plan: Plan, place: str, directory: Path, stack: ExitStack) -> tuple[Sequence[Target], Mapping[str, str]]:
     """Return who serves, and why the others do not."""
-    targets, missing = [], {}
-    shared = _raw_file(directory / "images", plan.mebibytes)
-    for name in plan.targets:
-        # O_DIRECT writes drop pages, so the bare file is one of its own.
-        raw = _raw_file(directory / "bare", plan.mebibytes) if name == BARE else shared
-        place = directory / name
-        place.mkdir(exist_ok=True)
+    names = CONTESTANTS[place][: -1 if plan.quick else None]
+    targets: list[Target] = []
+    missing: dict[str, str] = {}
+    try:
+        start = stack.enter_context(PLACES[place](directory, plan.mebibytes))
+    except TargetMissing as error:
+        say(f"nothing is measured on {place}: {error}")
+        return targets, dict.fromkeys(names, str(error))
+    for name in names:
         try:
-            targets.append(stack.enter_context(STARTERS[name](place, raw)))
+            targets.append(stack.enter_context(start(name)))
         except TargetMissing as error:
             missing[name] = str(error)
             say(f"{name} takes no part: {error}")
     return targets, missing
-
-
-def _raw_file(directory: Path, mebibytes: int) -> Path:
-    directory.mkdir()
-    path = directory / "disk"
-    chunk = os.urandom(_CHUNK)
-    with path.open("wb") as file:
-        for _ in range(mebibytes):
-            file.write(chunk)
-        os.fsync(file.fileno())
-    return path
 
 
 def _totals(targets: Sequence[Target]) -> Mapping[Place, Total]:
@@ -123,19 +120,11 @@ def _rounds(plan: Plan, workload: Workload, targets: Sequence[Target]) -> Iterat
 
 
 def _measured(target: Target, workload: Workload, seconds: float, seed: int) -> Sample:
-    _settle(target.backing)
+    target.settle()
     before = target.cpu_seconds()
-    job = fio.measure(target.file, workload, seconds=seconds, seed=seed)
+    job = fio.measure(target.load, workload, seconds=seconds, seed=seed, environment=target.environment)
     after = target.cpu_seconds()
     return fio.sample_of(job, after - before if before is not None and after is not None else None)
-
-
-def _settle(raw: Path) -> None:
-    """Write back what is dirty, and bring all of the file into the page cache."""
-    with raw.open("rb") as file:
-        os.fdatasync(file.fileno())
-        while file.read(_CHUNK):
-            pass
 
 
 def say(line: str) -> None:

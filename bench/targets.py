@@ -1,6 +1,6 @@
-"""The contestants: files that something serves, and the processes that serve them.
+"""The contestants: images that something serves as files, and the processes that serve them.
 
-Owns how each is started and ended, and its exact options. It must not know what is measured.
+Owns how processes are started and ended. It must not know where images live, nor what is measured.
 """
 
 import json
@@ -10,13 +10,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from bench.workloads import BARE, FUSECACHE, QEMU
+from bench import fio
+from bench.workloads import FUSECACHE
 
 PATIENCE: Final = 30.0
 """Seconds to wait for a contestant to serve."""
@@ -28,24 +29,30 @@ class TargetMissing(Exception):
     """The machine has not what the contestant needs; the message says what."""
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """A contestant that can be measured.
 
     Attributes:
-        file: what fio uses.
-        backing: the raw file below, whose pages are brought to the same state before each measurement.
+        load: what fio uses, and how; arguments of fio.
         options: how it was started, for the report.
         pid: of the serving process; None where none serves.
         metrics: fusecache's; None for others.
+        environment: for fio, beside this process's.
+        settle: brings what lies below to the same state before each measurement.
     """
 
     name: str
-    file: Path
-    backing: Path
+    load: Sequence[str]
     options: str
     pid: int | None = None
     metrics: Path | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    settle: Callable[[], None] = _nothing
 
     def cpu_seconds(self) -> float | None:
         """Return the CPU time that the serving process has used: its own and the kernel's on its behalf."""
@@ -61,8 +68,7 @@ CONFIG: Final = """\
 state_dir = "state"
 
 [backend]
-type = "directory"
-path = {images}
+{backend}
 
 [[stack]]
 images = ["*"]
@@ -73,47 +79,71 @@ plugin = "passthrough"
 
 
 @contextmanager
-def fusecache(place: Path, raw: Path) -> Iterator[Target]:
-    """Mount the directory of *raw* through one passthrough layer."""
-    mountpoint = place / "mnt"
+def fusecache(
+    directory: Path, image: str, backend: str, shown: str, settle: Callable[[], None] = _nothing
+) -> Iterator[Target]:
+    """Mount a backend through one passthrough layer.
+
+    Args:
+        directory: empty, for its own files.
+        image: the name of the one that is measured.
+        backend: the lines of the table ``[backend]``; *shown* is what of them the report shows.
+    """
+    directory.mkdir()
+    mountpoint = directory / "mnt"
     mountpoint.mkdir()
-    config = place / "fusecache.toml"
-    config.write_text(CONFIG.format(images=json.dumps(str(raw.parent))))
+    config = directory / "fusecache.toml"
+    config.write_text(CONFIG.format(backend=backend))
     cli = [sys.executable, "-m", "fusecache"]
     subprocess.run([*cli, "mount", config, mountpoint], check=True)
     control = mountpoint / ".control"
     pid = json.loads((control / "status.json").read_text())["pid"]
-    file = mountpoint / raw.name
+    file = mountpoint / image
     try:
         # An image that stays open keeps its stack, and with it the figures of its hops.
         with file.open("rb"):
-            yield Target(FUSECACHE, file, raw, CONFIG.format(images='"DIR"'), pid, control / "metrics")
+            options = CONFIG.format(backend=shown)
+            yield Target(FUSECACHE, fio.on_file(file), options, pid, control / "metrics", settle=settle)
     finally:
         subprocess.run([*cli, "unmount", mountpoint], check=True)
 
 
 @contextmanager
-def qemu_export(place: Path, raw: Path) -> Iterator[Target]:
-    """Let qemu's storage daemon export *raw* by FUSE.
+def qemu_export(
+    name: str,
+    directory: Path,
+    node: str,
+    shown: str,
+    settle: Callable[[], None] = _nothing,
+) -> Iterator[Target]:
+    """Let qemu's storage daemon export an image by FUSE.
+
+    Args:
+        directory: empty, for its own files.
+        node: the blockdev of the image, less its node-name; *shown* is what of it the report shows.
 
     Raises:
         TargetMissing: it is not installed, or does not start.
     """
     if shutil.which(_QEMU) is None:
         raise TargetMissing(f"{_QEMU} is not installed")
-    file, pid_file = place / "qemu", place / "qemu.pid"
+    directory.mkdir()
+    file, pid_file = directory / "qemu", directory / "qemu.pid"
     file.touch()
-    command = [
-        _QEMU,
-        *("--blockdev", f"driver=file,node-name=f,filename={raw},cache.direct=off"),
-        *("--blockdev", "driver=raw,node-name=r,file=f"),
-        *("--export", f"type=fuse,id=e,node-name=r,mountpoint={file},writable=on,growable=off"),
-    ]
-    shown = shlex.join(command).replace(str(file), "FILE").replace(str(raw), "RAW")
-    daemon = subprocess.Popen([*command, "--pidfile", str(pid_file)], stderr=subprocess.PIPE, text=True)
+
+    def command(node: str, file: str) -> Sequence[str]:
+        return [
+            _QEMU,
+            *("--blockdev", f"{node},node-name=f"),
+            *("--blockdev", "driver=raw,node-name=r,file=f"),
+            *("--export", f"type=fuse,id=e,node-name=r,mountpoint={file},writable=on,growable=off"),
+        ]
+
+    words = [*command(node, str(file)), "--pidfile", str(pid_file)]
+    daemon = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     try:
         _await(daemon, pid_file)
-        yield Target(QEMU, file, raw, shown, daemon.pid)
+        yield Target(name, fio.on_file(file), shlex.join(command(shown, "FILE")), daemon.pid, settle=settle)
     finally:
         daemon.terminate()
         daemon.communicate()
@@ -128,17 +158,3 @@ def _await(daemon: subprocess.Popen[str], pid_file: Path) -> None:
         if time.monotonic() > deadline:
             raise TargetMissing(f"{_QEMU} did not serve within {PATIENCE:g} s")
         time.sleep(0.02)
-
-
-@contextmanager
-def bare_file(place: Path, raw: Path) -> Iterator[Target]:
-    """Give *raw* itself."""
-    yield Target(BARE, raw, raw, "nothing is started")
-
-
-STARTERS: Final[dict[str, Callable[[Path, Path], AbstractContextManager[Target]]]] = {
-    FUSECACHE: fusecache,
-    QEMU: qemu_export,
-    BARE: bare_file,
-}
-"""How each contestant is started: with an empty directory for its own files, and the raw file to serve."""

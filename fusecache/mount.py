@@ -44,6 +44,8 @@ from fusecache.state.store import MountRecord, StateStore
 
 log = logging.getLogger(__name__)
 
+_TELLING_SECONDS: Final = 2.0
+"""How long a backend that gives up may take to say so, before the mount gives up on the backend."""
 _DETACH_SECONDS: Final = 2.0
 _DRAIN_SECONDS: Final = 4.0
 """How long an ending mount waits for requests under way."""
@@ -91,7 +93,8 @@ async def serve(config: Config, mountpoint: Path, *, ready: Callable[[], None]) 
     with trio.open_signal_receiver(*_ENDING_SIGNALS) as signals, _Ending() as ending:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_take_signals, signals, ending)
-            await _serve(config, mountpoint, ending, ready)
+            with ending.starting:
+                await _serve(config, mountpoint, ending, ready)
             nursery.cancel_scope.cancel()
 
 
@@ -100,11 +103,15 @@ class _Ending:
 
     Attributes:
         wanted: set once a signal asked for the end.
+        starting: cancelled by a signal that comes before the mount is made.
+        mounted: the mount is made.
         abandon: gives the mount up in the eyes of the kernel; called where ending takes too long.
     """
 
     def __init__(self) -> None:
         self.wanted = trio.Event()
+        self.starting = trio.CancelScope()
+        self.mounted = False
         self._begun = False
         self.abandon: Callable[[], None] = lambda: None
         self._watchdog = threading.Timer(_END_SECONDS, self._leave_behind)
@@ -135,6 +142,9 @@ async def _take_signals(signals: AsyncIterator[int], ending: _Ending) -> None:
         log.info("%s: ending", signal.Signals(number).name)
         ending.begin()
         ending.wanted.set()
+        if not ending.mounted:
+            # The backend may be away.
+            ending.starting.cancel()
 
 
 async def _serve(config: Config, mountpoint: Path, ending: _Ending, ready: Callable[[], None]) -> None:
@@ -157,8 +167,10 @@ async def _serve(config: Config, mountpoint: Path, ending: _Ending, ready: Calla
             completions=completions,
             spin=config.mount.spin,
             allow_other=config.mount.allow_other,
+            name_timeout=config.backend.timeout + _TELLING_SECONDS,
             on_full=report,
         ) as session:
+            ending.mounted = True
             ending.abandon = session.abandon
             store.write_mount_record(record)
             try:

@@ -3,7 +3,7 @@
 Layer distributions import this package (and ``fusecache.testing`` in their tests) and nothing else of fusecache.
 """
 
-from fusecache.api.backend import Backend, BackendImage, ImageInfo
+from fusecache.api.backend import Backend, BackendImage, Claim, ImageInfo, ImageRecord
 from fusecache.api.completions import Completions
 from fusecache.api.errors import FusecacheError, errno_of
 from fusecache.api.identity import Identity
@@ -33,6 +33,7 @@ __all__ = [
     "BackendImage",
     "Buffer",
     "Buffers",
+    "Claim",
     "Completions",
     "Done",
     "Emit",
@@ -41,6 +42,7 @@ __all__ = [
     "FusecacheError",
     "Identity",
     "ImageInfo",
+    "ImageRecord",
     "Layer",
     "LayerContext",
     "LayerPlugin",

@@ -7,6 +7,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from typing import Protocol
+
+import trio
 
 from fusecache.api.identity import Identity
 from fusecache.api.volume import Volume
@@ -24,6 +27,7 @@ class ImageInfo:
         allocated: bytes that take space, or None where that is not cheap to know.
         mtime_ns: time of the last change, nanoseconds since the epoch; 0 where unknown.
         read_only: the image can be opened for reading only.
+        snapshot: it is a snapshot of an image: never changes, and is looked up and opened like an image, no more.
     """
 
     name: str
@@ -32,20 +36,84 @@ class ImageInfo:
     allocated: int | None = None
     mtime_ns: int = 0
     read_only: bool = False
+    snapshot: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """What an image's own metadata says of the layers above it: the authority, of which local manifests are copies.
+
+    An image without a record was never dirty, and its epoch is the first.
+
+    Attributes:
+        epoch: raised whenever another host takes the image over or discards its layers.
+        holder: the machine-id of the host whose layers hold dirty data of the image; None where all is clean.
+        holder_name: that host's name, for messages.
+        manifest: a copy of the holder's manifest, as text; empty where there is none.
+    """
+
+    epoch: int
+    holder: str | None = None
+    holder_name: str = ""
+    manifest: str = ""
+
+
+class Claim(Protocol):
+    """The right of this host and process to an image, asked for by the backend while it opens one.
+
+    Attributes:
+        host: this host's machine-id.
+        take_over: whoever asked for the image says that the host which holds dirty data of it must not go on.
+    """
+
+    @property
+    def host(self) -> str: ...
+
+    @property
+    def take_over(self) -> bool: ...
+
+    async def __call__(self, identity: Identity, client: str) -> Sequence[str]:
+        """Take this host's own lock on the image, and note durably that the backend's lock will be *client*'s.
+
+        The backend calls this at most once, as soon as it knows the identity and before it takes or breaks any lock
+        that others see. The host's lock is held until the image is closed.
+
+        Args:
+            client: how the backend's lock will name its owner; empty where locks end with their process.
+
+        Returns:
+            The clients noted by processes of this host that are gone for certain: what these hold may be taken at
+            once. Of nobody else may a lock be taken that is alive.
+
+        Raises:
+            ImageBusy: another process of this host has the image open.
+        """
 
 
 class BackendImage(Volume):
     """An open image of a backend, held under the backend's exclusive lock until it is closed.
 
+    An image or snapshot that takes no lock is ``read_only``, never claimed, and has no layers and no record.
+
     Attributes:
         identity: compared with every durable record about the image.
         durable_identity: the identity survives a copy of the backend to another place and the reuse of inode
-        numbers; without it
-            no layer may keep dirty data for the image.
+            numbers; without it no layer may keep dirty data for the image.
+        cacheable: what was read stays true until the image is closed, so the kernel may keep it.
+        note: one line for people where something is not as usual, and what to do about it; otherwise empty.
+
+    **Losing the lock** to somebody else (a cluster's administrator, another host's failover): every later change
+    raises :class:`VolumeReadOnly`, every read an error with EIO, and one event says so.
     """
 
     identity: Identity
     durable_identity: bool = True
+    cacheable: bool = True
+    note: str = ""
+
+    async def until_lost(self) -> None:
+        """Return when the lock has been lost; never where that cannot happen."""
+        await trio.sleep_forever()
 
     @abstractmethod
     async def info(self) -> ImageInfo:
@@ -53,6 +121,26 @@ class BackendImage(Volume):
 
         Raises:
             ImageGone: the image was removed behind us.
+        """
+
+    @abstractmethod
+    async def record(self) -> ImageRecord | None:
+        """Return the record in the image's own metadata; None where there never was one.
+
+        Raises:
+            CorruptState: it does not parse.
+        """
+
+    @abstractmethod
+    async def set_record(self, record: ImageRecord, *, guard: bool) -> None:
+        """Replace the record, durably and at once: a crash leaves the old one or the new one, each with its guard.
+
+        Args:
+            guard: while the record names a holder, keep every program that does not know of it from opening the
+                image, where the backend can. A record without a holder lifts the guard.
+
+        Raises:
+            VolumeReadOnly: the image is not held under its lock (any more).
         """
 
 
@@ -80,13 +168,41 @@ class Backend(ABC):
             ImageNotFound: there is none.
         """
 
+    async def snapshots(self, name: str) -> Sequence[ImageInfo]:
+        """Return the snapshots of an image, in any order, each under the name by which it is looked up and opened.
+
+        Raises:
+            ImageNotFound: there is no such image.
+        """
+        return ()
+
     @abstractmethod
-    def open(self, name: str, *, read_only: bool = False) -> AbstractAsyncContextManager[BackendImage]:
+    async def read_record(self, name: str) -> ImageRecord | None:
+        """Return the record in an image's metadata without opening it, whoever holds it; None where there is none.
+
+        Raises:
+            ImageNotFound: there is no such image.
+            CorruptState: the record does not parse.
+        """
+
+    @abstractmethod
+    def open(
+        self, name: str, claim: Claim, *, read_only: bool = False, dedicated: bool = False
+    ) -> AbstractAsyncContextManager[BackendImage]:
         """Open an image under its exclusive lock; leaving the context closes it and gives the lock up.
+
+        The lock of a former owner that is gone is taken away from it, the lock of a live one never.
+
+        Args:
+            claim: see there.
+            read_only: refuse changes.
+            dedicated: a layer may keep dirty data of the image: what happens to other images' locks must not touch
+                it.
 
         Entering raises:
             ImageNotFound: there is none.
-            ImageBusy: another owner, named in the message, holds the lock.
+            ImageBusy: another owner, named in the message, holds the lock; or the record names another host as the
+                holder of dirty data, and *claim* does not take over.
         """
 
     @abstractmethod

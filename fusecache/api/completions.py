@@ -171,5 +171,7 @@ class Completions:
         return result
 
     def close(self) -> None:
-        """Free the descriptor. Nothing may be outstanding."""
+        """Free the descriptor. What a thread that was left behind still posts is never delivered."""
+        # Its number may soon be somebody else's.
+        self._signal = False
         os.close(self.fd)

@@ -140,11 +140,15 @@ class LayerPlugin(ABC):
         config_model: a pydantic model or a dataclass; the layer's table in the config, less ``index``, ``plugin``
         and ``required``,
             is validated against it, and unknown keys are errors.
+        writes_back: its layers acknowledge changes that are not yet in the level below. They are opened only over
+            images that can be told from every other for ever (``durable_identity``), and the backend keeps what
+            happens to other images away from theirs.
     """
 
     name: ClassVar[str]
     api_version: ClassVar[int]
     config_model: ClassVar[type[Any]]
+    writes_back: ClassVar[bool] = False
 
     def artifacts(self, context: LayerContext) -> Sequence[Path]:
         """Name every file the layer will own, before any is created, so that the core can drop the layer without its

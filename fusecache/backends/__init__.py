@@ -9,15 +9,18 @@ from fusecache.api.errors import NotSupported
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
-    from fusecache.config.schema import DirectoryConfig
+    from fusecache.config.schema import BackendConfig
 
 __all__ = ["open_backend"]
 
-_MODULES: Final = {"directory": "fusecache.backends.directory"}
+_MODULES: Final = {"directory": "fusecache.backends.directory", "rbd": "fusecache.backends.rbd.backend"}
+
+_BINDINGS: Final = {"rados": "python3-rados", "rbd": "python3-rbd"}
+"""Modules that pip does not install, and the Debian packages that do."""
 
 
 def open_backend(
-    config: "DirectoryConfig", completions: Completions, emit: Emit
+    config: "BackendConfig", completions: Completions, emit: Emit
 ) -> "AbstractAsyncContextManager[Backend]":
     """Return the context manager that opens the backend of *config*; leaving it closes the backend.
 
@@ -27,12 +30,19 @@ def open_backend(
         emit: records events; called on the loop's thread only.
 
     Raises:
-        NotSupported: there is no backend of that type.
-        OSError: on entering: the place cannot be opened.
+        NotSupported: there is no backend of that type, or not on this machine.
+        FusecacheError, OSError: on entering: the place cannot be opened.
     """
     if config.type not in _MODULES:
         raise NotSupported(f"found backend type {config.type!r}, allowed: {', '.join(_MODULES)}")
-    opened: AbstractAsyncContextManager[Backend] = import_module(_MODULES[config.type]).open_backend(
-        config, completions, emit
-    )
+    try:
+        module = import_module(_MODULES[config.type])
+    except ModuleNotFoundError as error:
+        if error.name not in _BINDINGS:
+            raise
+        raise NotSupported(
+            f"found no Python module {error.name!r}, which the backend type {config.type!r} needs; it is in the Debian "
+            f"package {_BINDINGS[error.name]}: `apt-get install {' '.join(_BINDINGS.values())}`, then `scripts/setup`"
+        ) from error
+    opened: AbstractAsyncContextManager[Backend] = module.open_backend(config, completions, emit)
     return opened

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from fusecache.api import Backend, BackendImage, Completions, Emit, Identity, ImageInfo
+from fusecache.api import Backend, BackendImage, Claim, Completions, Emit, Identity, ImageInfo, ImageRecord
 from fusecache.api.errors import FusecacheError, ImageExists, ImageGone, ImageNotFound
 from fusecache.backends.directory_image import DirectoryImage, Scratch
 from fusecache.backends.files import ImageFile
-from fusecache.backends.locks import open_locked, stat_image
-from fusecache.backends.marks import identify
+from fusecache.backends.locks import open_image, open_locked, stat_image
+from fusecache.backends.marks import identify, read_record
 from fusecache.backends.questions import ask
+from fusecache.backends.records import check_holder
 from fusecache.backends.syscalls import rename_noreplace
 from fusecache.backends.uring import Ring, open_ring
 from fusecache.backends.workers import WorkerPool
@@ -88,8 +89,24 @@ class DirectoryBackend(Backend):
         result: ImageInfo = await ask(self._names, self._run, self._lookup, _checked(name))
         return result
 
-    def open(self, name: str, *, read_only: bool = False) -> AbstractAsyncContextManager[BackendImage]:
-        return self._opened(name, read_only)
+    async def read_record(self, name: str) -> ImageRecord | None:
+        """See :meth:`Backend.read_record`.
+
+        Raises:
+            Fenced: as :meth:`open` does.
+        """
+        result: ImageRecord | None = await ask(self._names, self._run, self._read_record, _checked(name))
+        return result
+
+    def open(
+        self, name: str, claim: Claim, *, read_only: bool = False, dedicated: bool = False
+    ) -> AbstractAsyncContextManager[BackendImage]:
+        """See :meth:`Backend.open`. Locks end with their process, so there are no clients, and none to dedicate.
+
+        Entering raises:
+            Fenced: the image is a copy, made without the newer data that a host held of its original.
+        """
+        return self._opened(name, claim, read_only)
 
     async def create(self, name: str, size: int) -> ImageInfo:
         """Create a sparse image with permissions 0600; one that cannot be had at full size is removed again."""
@@ -114,7 +131,7 @@ class DirectoryBackend(Backend):
         return work(*args)
 
     @asynccontextmanager
-    async def _opened(self, name: str, read_only: bool) -> AsyncIterator[BackendImage]:
+    async def _opened(self, name: str, claim: Claim, read_only: bool) -> AsyncIterator[BackendImage]:
         file, identity, durable = await self._call(self._open, _checked(name), read_only)
         image = DirectoryImage(
             file,
@@ -127,13 +144,26 @@ class DirectoryBackend(Backend):
             durable_identity=durable,
         )
         try:
+            await claim(identity, "")
+            check_holder(await image.record(), claim, name)
             yield image
         finally:
             await image.close()
 
-    def _open(self, name: str, read_only: bool) -> tuple[ImageFile, Identity, bool]:
+    def _shown(self, name: str) -> str:
         # For people: what is not UTF-8 must not break a log or an event.
-        path = os.fsencode(f"{self._path}/{name}").decode(errors="backslashreplace")
+        return os.fsencode(f"{self._path}/{name}").decode(errors="backslashreplace")
+
+    def _read_record(self, name: str) -> ImageRecord | None:
+        path = self._shown(name)
+        fd, _ = open_image(self._directory, name, read_only=True)
+        try:
+            return read_record(fd, path, identify(fd, path, read_only=True)[0])
+        finally:
+            os.close(fd)
+
+    def _open(self, name: str, read_only: bool) -> tuple[ImageFile, Identity, bool]:
+        path = self._shown(name)
         fd, only_reads = open_locked(self._directory, name, read_only=read_only)
         file = ImageFile(fd, path, read_only=only_reads)
         try:

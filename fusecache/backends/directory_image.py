@@ -33,11 +33,14 @@ from fusecache.api import (
     Extent,
     Identity,
     ImageInfo,
+    ImageRecord,
     ReadDone,
     ReadOutcome,
 )
-from fusecache.api.errors import VolumeReadOnly
+from fusecache.api.errors import NotSupported, VolumeClosed, VolumeReadOnly
+from fusecache.backends.attempts import completed
 from fusecache.backends.files import ImageFile, ImageShrank
+from fusecache.backends.marks import read_record, write_record
 from fusecache.backends.questions import ask
 from fusecache.backends.uring import Ring
 from fusecache.backends.workers import WorkerPool
@@ -143,6 +146,31 @@ class DirectoryImage(BackendImage):
         result: ImageInfo = await ask(self._others, self._locate, self._file)
         return result
 
+    async def record(self) -> ImageRecord | None:
+        """See :meth:`BackendImage.record`.
+
+        Raises:
+            Fenced: the image is a copy, made without the newer data that a host held of its original.
+        """
+        result: ImageRecord | None = await ask(
+            self._others, read_record, self._open_fd(), self._file.path, self.identity
+        )
+        return result
+
+    async def set_record(self, record: ImageRecord, *, guard: bool) -> None:
+        """See :meth:`BackendImage.set_record`. The guard is the image's lock, held anyway, and nothing more.
+
+        A cancellation waits for the end.
+
+        Raises:
+            NotSupported: the file can have no record: it cannot have attributes.
+        """
+        if self.read_only:
+            raise self._refusal()
+        if not self.durable_identity:
+            raise NotSupported(f"{self._file.path} can have no record: it has no attributes")
+        await self._others.call(write_record, self._open_fd(), self._file.path, self.identity, record)
+
     def try_read(self, offset: int, length: int, done: ReadDone) -> ReadOutcome:
         buffers = self._read_cached(offset, length)
         if buffers is not None:
@@ -196,16 +224,16 @@ class DirectoryImage(BackendImage):
         return result
 
     async def write(self, offset: int, data: memoryview) -> None:
-        await self._completed(lambda done: self.try_write(offset, data, done))
+        await completed(self._completions, lambda done: self.try_write(offset, data, done))
 
     async def write_zeroes(self, offset: int, length: int) -> None:
-        await self._completed(lambda done: self.try_write_zeroes(offset, length, done))
+        await completed(self._completions, lambda done: self.try_write_zeroes(offset, length, done))
 
     async def discard(self, offset: int, length: int) -> None:
-        await self._completed(lambda done: self.try_discard(offset, length, done))
+        await completed(self._completions, lambda done: self.try_discard(offset, length, done))
 
     async def flush(self) -> None:
-        await self._completed(self.try_flush)
+        await completed(self._completions, self.try_flush)
 
     async def extents(self, offset: int, length: int) -> Sequence[Extent]:
         found: list[Extent] = []
@@ -296,15 +324,10 @@ class DirectoryImage(BackendImage):
             self._ring_idle = trio.Event()
             await self._ring_idle.wait()
 
-    async def _completed(self, attempt: Callable[[Done], Attempt]) -> None:
-        """Run an attempt to its end. A cancellation before it has no effect, a later one waits."""
-        await trio.lowlevel.checkpoint_if_cancelled()
-
-        def submit(finish: Callable[[BaseException | None, Any], None]) -> None:
-            if attempt(lambda error: finish(error, None)) is DONE:
-                finish(None, None)
-
-        await self._completions.call(submit)
+    def _open_fd(self) -> int:
+        if self._fd < 0:
+            raise VolumeClosed(f"{self._file.path} is closed")
+        return self._fd
 
     def _failed(self, error: BaseException) -> None:
         if error is self._file.failed_flush:

@@ -4,7 +4,8 @@ Owns the lock, how its present owner is found, and the check that the locked fil
 must not know what is done with the file. All functions block and may run on any thread.
 
 The lock is ``flock(2)`` on the image's own descriptor: it needs no file beside the image, and the kernel gives it up
-when the owner dies, however that happens.
+when the owner dies, however that happens. It is also all that guards an image with dirty data in the layers above: it
+keeps out other mounts and other programs that ask for it (qemu does not), and only while the owner lives.
 """
 
 import errno
@@ -33,7 +34,7 @@ def open_locked(directory: int, name: str, *, read_only: bool) -> tuple[int, boo
         OSError: any other failure of ``open(2)`` or ``flock(2)``.
     """
     for _ in range(_ATTEMPTS):
-        fd, only_reads = _open(directory, name, read_only)
+        fd, only_reads = open_image(directory, name, read_only=read_only)
         try:
             _lock(fd, name)
             if os.path.samestat(os.fstat(fd), stat_image(directory, name)):
@@ -44,6 +45,23 @@ def open_locked(directory: int, name: str, *, read_only: bool) -> tuple[int, boo
         # Between open and lock the name was given to another file.
         os.close(fd)
     raise ImageBusy(f"image {name!r} is being replaced over and over")
+
+
+def open_image(directory: int, name: str, *, read_only: bool) -> tuple[int, bool]:
+    """As :func:`open_locked`, without taking the lock: what may change while it is looked at."""
+    # Opening what is not a regular file may wait, or have effects of its own; hence the look before, and O_NONBLOCK.
+    stat_image(directory, name)
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+    try:
+        if not read_only:
+            try:
+                return os.open(name, flags | os.O_RDWR, dir_fd=directory), False
+            except OSError as error:
+                if error.errno not in _READ_ONLY_ERRORS:
+                    raise
+        return os.open(name, flags | os.O_RDONLY, dir_fd=directory), True
+    except FileNotFoundError:
+        raise ImageNotFound(f"no image {name!r}") from None
 
 
 def stat_image(directory: int, name: str) -> os.stat_result:
@@ -59,22 +77,6 @@ def stat_image(directory: int, name: str) -> os.stat_result:
     if not stat.S_ISREG(found.st_mode):
         raise ImageNotFound(f"no image {name!r}: what has that name is not a regular file")
     return found
-
-
-def _open(directory: int, name: str, read_only: bool) -> tuple[int, bool]:
-    # Opening what is not a regular file may wait, or have effects of its own; hence the look before, and O_NONBLOCK.
-    stat_image(directory, name)
-    flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
-    try:
-        if not read_only:
-            try:
-                return os.open(name, flags | os.O_RDWR, dir_fd=directory), False
-            except OSError as error:
-                if error.errno not in _READ_ONLY_ERRORS:
-                    raise
-        return os.open(name, flags | os.O_RDONLY, dir_fd=directory), True
-    except FileNotFoundError:
-        raise ImageNotFound(f"no image {name!r}") from None
 
 
 def _lock(fd: int, name: str) -> None:

@@ -38,7 +38,7 @@ def set_up_logging(verbose: int) -> None:
 @click.group(cls=_Verbs)
 @click.option("-v", "--verbose", count=True, help="Log what happens; twice: every detail.")
 def main(verbose: int) -> None:
-    """Disk images of a directory as files, through a stack of cache layers.
+    """Disk images of a Ceph pool or a directory as files, through a stack of cache layers.
 
     Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 refused because data would be lost.
     """

@@ -32,7 +32,7 @@ def command(mountpoint: Path | None, image: str | None, as_json: bool) -> None:
         if as_json:
             print_json(status)
         else:
-            print_table(_HEAD, [image_row(status)])
+            _print_images([status])
     elif as_json:
         click.echo(mount.read("status.json"))
     else:
@@ -60,7 +60,14 @@ def _show_all(as_json: bool) -> None:
 
 def _show(status: Json) -> None:
     click.echo(f"{printable(status['mountpoint'])}: {printable(status['backend'])}, process {status['pid']}")
-    print_table(_HEAD, [image_row(image) for image in status["images"]])
+    _print_images(status["images"])
+
+
+def _print_images(images: Sequence[Json]) -> None:
+    print_table(_HEAD, [image_row(image) for image in images])
+    for image in images:
+        if image["note"]:
+            click.echo(f"{printable(image['name'])}: {printable(image['note'])}")
 
 
 def image_row(image: Json) -> Sequence[str]:

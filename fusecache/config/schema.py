@@ -15,19 +15,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    GetPydanticSchema,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import core_schema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from fusecache.api.units import DURATION_HELP, parse_duration
 from fusecache.config.mistakes import Tables, shown
@@ -36,7 +26,9 @@ _PERMISSIONS_HELP: Final = 'permission bits as a string of octal digits, "0000" 
 _USER_HELP: Final = "the name of a user of this system, or a number of 0 or more"
 _GROUP_HELP: Final = "the name of a group of this system, or a number of 0 or more"
 _DIRECTORY_HELP: Final = "the path of an existing directory"
+_FILE_HELP: Final = "the path of an existing file"
 _SPIN_HELP: Final = f"{DURATION_HELP}, at most 10ms"
+_TIMEOUT_HELP: Final = f"{DURATION_HELP}, at least 1s"
 _LARGEST_ID: Final = 2**32 - 2
 
 LAYER_KEYS: Final = ("index", "plugin", "required")
@@ -88,15 +80,18 @@ def _path(value: object, base: Path) -> Path:
     return base / value
 
 
-def _existing_directory(value: object, base: Path) -> Path:
-    path = _path(value, base)
-    try:
-        mode = path.stat().st_mode
-    except OSError as error:
-        raise _wrong(f"{shown(value)} ({error.strerror})", _DIRECTORY_HELP) from None
-    if not stat.S_ISDIR(mode):
-        raise _wrong(f"{shown(value)}, which is not a directory", _DIRECTORY_HELP)
-    return path
+def _existing(kind: str, of_kind: Callable[[int], bool], allowed: str) -> BeforeValidator:
+    def read(value: object, base: Path) -> Path:
+        path = _path(value, base)
+        try:
+            mode = path.stat().st_mode
+        except OSError as error:
+            raise _wrong(f"{shown(value)} ({error.strerror})", allowed) from None
+        if not of_kind(mode):
+            raise _wrong(f"{shown(value)}, which is not a {kind}", allowed)
+        return path
+
+    return _from_text(read)
 
 
 Switch = Annotated[bool, Field(description="true or false")]
@@ -160,24 +155,42 @@ class DirectoryConfig(Table):
     Attributes:
         path: absolute; exists when the configuration is read.
         direct: go around the host's page cache.
+        timeout: as of :class:`RbdConfig`.
     """
 
+    timeout: ClassVar[float] = 30.0
+
     type: Literal["directory"] = "directory"
-    path: Annotated[Path, _from_text(_existing_directory), Field(description=_DIRECTORY_HELP)]
+    path: Annotated[Path, _existing("directory", stat.S_ISDIR, _DIRECTORY_HELP), Field(description=_DIRECTORY_HELP)]
     direct: Switch = False
 
 
-_BACKENDS: Final[Mapping[str, type[Table]]] = {"directory": DirectoryConfig}
+class RbdConfig(Table):
+    """``[backend]`` of type ``rbd``: every image of a Ceph pool, or of one namespace of it, is an image.
 
-# pydantic's own Discriminator refuses a union of one variant.
-BackendConfig = Annotated[
-    DirectoryConfig,
-    GetPydanticSchema(
-        lambda _source, handler: core_schema.tagged_union_schema(
-            {tag: handler(model) for tag, model in _BACKENDS.items()}, discriminator="type"
-        )
-    ),
-]
+    Attributes:
+        pool: its name.
+        namespace: its name; empty is the default one.
+        conf: the cluster's config file, absolute; None is where Ceph's own programs look: ``CEPH_CONF``, then
+            ``/etc/ceph/ceph.conf`` and its kin.
+        user: whom to be to the cluster, without ``client.``.
+        timeout: seconds the cluster may take to answer a mount, an open or a lookup; data requests wait for ever.
+    """
+
+    type: Literal["rbd"] = "rbd"
+    pool: Annotated[str, Field(min_length=1, description="the name of a pool")]
+    namespace: Annotated[str, Field(description='the name of a namespace of the pool, "" for the default one')] = ""
+    conf: Annotated[Path | None, _existing("regular file", stat.S_ISREG, _FILE_HELP), Field(description=_FILE_HELP)] = (
+        None
+    )
+    user: Annotated[str, Field(min_length=1, description='the name of a Ceph user, without "client."')] = "admin"
+    timeout: Annotated[float, _from_text(_duration), Field(ge=1, allow_inf_nan=False, description=_TIMEOUT_HELP)] = 30.0
+
+
+BackendConfig: TypeAlias = Annotated[DirectoryConfig | RbdConfig, Field(discriminator="type")]
+
+_BACKENDS: Final[Mapping[str, type[Table]]] = {"directory": DirectoryConfig, "rbd": RbdConfig}
+_TYPES: Final = " or ".join(f'"{tag}"' for tag in _BACKENDS)
 
 
 class LayerConfig(Table):
@@ -230,7 +243,7 @@ class Root(Table):
     """The whole file."""
 
     mount: Annotated[MountConfig, Field(description="a table [mount]")] = MountConfig()
-    backend: Annotated[BackendConfig, Field(description='a table [backend] with type = "directory"')]
+    backend: Annotated[BackendConfig, Field(description=f"a table [backend] with type = {_TYPES}")]
     stacks: Annotated[
         tuple[StackConfig, ...], Field(strict=False, validation_alias="stack", description="tables [[stack]]")
     ] = ()
@@ -256,7 +269,7 @@ class Config:
 
     path: Path
     mount: MountConfig
-    backend: DirectoryConfig
+    backend: BackendConfig
     stacks: tuple[StackConfig, ...] = ()
 
     def stack_for(self, image: str) -> StackConfig | None:

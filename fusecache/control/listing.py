@@ -10,6 +10,7 @@ from typing import Final
 import trio
 
 from fusecache.api.backend import ImageInfo
+from fusecache.api.errors import FusecacheError
 from fusecache.control.service import ImageService
 
 log = logging.getLogger(__name__)
@@ -49,8 +50,12 @@ class Listing:
         try:
             self._found = await self._service.list()
             self._good = True
-        except Exception:
-            log.exception("the images cannot be listed")
+        except Exception as error:
+            if not isinstance(error, FusecacheError | OSError):
+                log.exception("the images cannot be listed")
+            elif self._good or self._ended == 0:
+                # Whoever looks at the status asks again and again.
+                log.warning("the images cannot be listed: %s", error)
             self._good = False
         finally:
             self._ended += 1

@@ -18,13 +18,19 @@ class OpenImage(Protocol):
     Attributes:
         name: its present name.
         info: its description when it was opened.
+        lost: its lock was taken away.
     """
 
     name: str
     info: ImageInfo
+    lost: bool
 
     @property
     def size(self) -> int: ...
+    @property
+    def note(self) -> str:
+        """What is not as usual; otherwise empty."""
+
     @property
     def layers(self) -> Sequence[StackLayer]: ...
     @property

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from fusecache.api.backend import ImageInfo
+from fusecache.api.layer import LayerState
 from fusecache.control.listing import Listing
 from fusecache.control.rates import WritebackRates
 from fusecache.control.runner import Running
@@ -87,7 +88,8 @@ class StatusSource:
             "name": info.name,
             "size": info.size if opened is None else opened.size,
             "open": opened is not None,
-            "state": worst_state(layers).value,
+            "state": (LayerState.FAILED if opened is not None and opened.lost else worst_state(layers)).value,
+            "note": "" if opened is None else opened.note,
             "layers": [_layer(layer) for layer in layers],
         }
 

@@ -17,6 +17,7 @@ def mount_text(mount: Json) -> str:
     """Return the whole mount's status: what it is, its images, the commands under way."""
     head = [(key, printable(str(mount[key]))) for key in ("version", "pid", "mountpoint", "backend")]
     parts = [_table(head), _table(_image_rows(mount["images"]))]
+    parts += [notes for notes in [note_lines(mount["images"])] if notes]
     if not mount["complete"]:
         parts.append(["The backend does not answer: images that are not open may be missing here."])
     if mount["commands"]:
@@ -29,7 +30,12 @@ def mount_text(mount: Json) -> str:
 
 def image_text(image: Json) -> str:
     """Return one image's status."""
-    return "\n".join(_table(_image_rows([image]))) + "\n"
+    return "\n".join([*_table(_image_rows([image])), *note_lines([image])]) + "\n"
+
+
+def note_lines(images: Iterable[Json]) -> list[str]:
+    """Return a line for each image of which something is not as usual."""
+    return [f"{printable(image['name'])}: {printable(image['note'])}" for image in images if image["note"]]
 
 
 def _image_rows(images: Iterable[Json]) -> list[Sequence[str]]:

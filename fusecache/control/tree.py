@@ -137,7 +137,10 @@ class _ImagesDirectory(ControlDirectory):
         self._make = make
 
     async def lookup(self, name: str) -> Node:
-        return self._make(await self._service.lookup(name))
+        info = await self._service.lookup(name)
+        if info.snapshot:
+            raise ImageNotFound(f"{name!r} is a snapshot: only images have control files")
+        return self._make(info)
 
     async def entries(self) -> Sequence[tuple[str, Node]]:
         infos = {info.name: info for info in await self._service.list()}

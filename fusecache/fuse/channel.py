@@ -1,7 +1,6 @@
 """The channel: reads every request of the kernel, and sends it where it is answered.
 
-Owns the FUSE descriptor, the request slots, the relay to pyfuse3, and when to wait how. It must not know what a file
-is.
+Owns the FUSE descriptor, the request slots and the relay to pyfuse3. It must not know what a file is.
 
 ::
 
@@ -17,9 +16,7 @@ reading; the kernel keeps what it has.
 import errno
 import logging
 import os
-import select
 import socket
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
@@ -50,6 +47,7 @@ from fusecache.fuse.protocol import (
 )
 from fusecache.fuse.slots import MAX_WRITE, SLOTS, Slot, SlotMemory, SlotState
 from fusecache.fuse.spin import Spin
+from fusecache.fuse.waiting import Waiting
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +58,6 @@ _BATCH_BESIDE_NAMES: Final = 4
 _COUNTS_MORE_BITS: Final = 15
 _RELAY_MESSAGE: Final = 128 << 10
 """The largest message to or from pyfuse3: a socket's buffer holds 208 KiB unless the system is told otherwise."""
-_SELECT_LIMIT: Final = 1024
 _TRIM_AFTER: Final = 5.0
 _RELAY_BUFFER: Final = 4 << 20
 
@@ -99,7 +96,6 @@ class Channel:
     ) -> None:
         self._fd = fd
         self._completions = completions
-        self._spin = spin
         self._on_full = on_full
         self._full = False
         self._pending: dict[int, Slot] = {}
@@ -121,9 +117,7 @@ class Channel:
         for end in (self._relay, self.pyfuse3_end):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _RELAY_BUFFER)
         self._relay.setblocking(False)
-        self._selectable = max(fd, completions.fd) < _SELECT_LIMIT
-        self._poll = select.poll()
-        self._poll.register(fd, select.POLLIN)
+        self._waiting = Waiting(fd, self._relay.fileno(), completions, spin)
 
     async def stop(self) -> None:
         """Read no further requests, and return when those under way are answered."""
@@ -153,7 +147,7 @@ class Channel:
             nursery.cancel_scope.cancel()
 
     async def _receive(self) -> None:
-        fd, free, completions = self._fd, self.memory.free, self._completions
+        fd, free, completions, waiting = self._fd, self.memory.free, self._completions, self._waiting
         handlers, unpack, readv = self._data.handlers, REQUEST.unpack_from, os.readv
         budget = _BATCH
         while True:
@@ -174,7 +168,11 @@ class Channel:
                 completions.hand_over()
                 if self._full:
                     self._set_full(False)
-                if not self._linger() and not completions.stop_polling():
+                if (
+                    not waiting.linger(bool(self._pending))
+                    and not completions.stop_polling()
+                    and not await waiting.outlast(bool(self._relayed))
+                ):
                     await self._park()
                     budget = _BATCH
                 continue
@@ -200,41 +198,6 @@ class Channel:
             if not kept:
                 slot.clear()
                 free.append(slot)
-
-    def _linger(self) -> bool:
-        """Wait briefly for a request or a completion; True when there was one."""
-        completions, spin = self._completions, self._spin
-        if completions.outstanding > completions.detached:
-            # A thread of ours needs the interpreter, which a spin would keep from it.
-            if completions.stop_polling():
-                return True
-            if not (self._selectable and spin.allowed()):
-                return False
-            readable, _, _ = select.select((self._fd, completions.fd), (), (), spin.seconds)
-            if completions.fd in readable:
-                completions.acknowledge()
-            found = bool(readable)
-        else:
-            if completions.drain():
-                return True
-            # Where only tasks of this loop and pyfuse3 are awaited, they need the loop.
-            if (self._pending and not completions.detached) or not spin.allowed():
-                return False
-            found = self._poll_until(time.perf_counter_ns() + spin.nanoseconds)
-        if found:
-            spin.hit()
-        else:
-            spin.missed()
-        return found
-
-    def _poll_until(self, deadline: int) -> bool:
-        poll, drain = self._poll.poll, self._completions.drain
-        while not drain() and not poll(0):
-            if time.perf_counter_ns() > deadline:
-                return False
-            # Somebody we wait for may be waiting for this very CPU.
-            os.sched_yield()
-        return True
 
     async def _park(self) -> None:
         with trio.move_on_after(_TRIM_AFTER):

@@ -59,6 +59,7 @@ async def mounted(
     completions: Completions,
     spin: float,
     allow_other: bool,
+    name_timeout: float,
     on_full: Callable[[bool], None],
 ) -> AsyncIterator[Session]:
     """Mount at *path* and serve until the context is left.
@@ -69,6 +70,7 @@ async def mounted(
     Args:
         root: makes the root directory; called once.
         spin: seconds to spin before sleeping, at most.
+        name_timeout: seconds after which a name operation fails.
         on_full: told when all request slots are taken, and when one is free again.
 
     Raises:
@@ -80,7 +82,7 @@ async def mounted(
         async with trio.open_nursery() as nursery:
             channel = Channel(fd, completions, Spin(spin), nursery, on_full)
             session = Session(channel, notifier, fd)
-            channel.names = operations = Operations(root(session), channel.handles)
+            channel.names = operations = Operations(root(session), channel.handles, timeout=name_timeout)
             with _names(channel, operations):
                 nursery.start_soon(pyfuse3.main, 1, SLOTS)
                 nursery.start_soon(_run, session)

@@ -51,9 +51,17 @@ class FilePolicy:
 class ImageFile(OpenFile):
     """An opener of an image."""
 
-    __slots__ = ("_creator", "_image", "_policy", "_registry", "_unconfirmed", "_writable", "direct", "keep_cache")
-
-    parallel = True
+    __slots__ = (
+        "_creator",
+        "_image",
+        "_policy",
+        "_registry",
+        "_unconfirmed",
+        "_writable",
+        "direct",
+        "keep_cache",
+        "parallel",
+    )
 
     def __init__(self, registry: Registry, image: Image, flags: int, policy: FilePolicy, *, creator: bool) -> None:
         self._registry = registry
@@ -61,7 +69,9 @@ class ImageFile(OpenFile):
         self._policy = policy
         self._creator = creator
         self._writable = flags & os.O_ACCMODE != os.O_RDONLY
-        self.direct = bool(flags & os.O_DIRECT)
+        # Of what others may change no opener has pages.
+        self.parallel = image.cacheable
+        self.direct = not image.cacheable or bool(flags & os.O_DIRECT)
         self.keep_cache = image.cache_valid
         # The kernel drops old pages when an open without keep_cache completes; the first request shows that it has.
         self._unconfirmed = not self.keep_cache
@@ -96,7 +106,7 @@ class ImageFile(OpenFile):
 
     def _confirm(self) -> None:
         self._unconfirmed = False
-        self._image.cache_valid = True
+        self._image.cache_valid = self._image.cacheable
 
     async def _grow_and_write(self, offset: int, data: memoryview, done: Done) -> None:
         try:
@@ -174,6 +184,7 @@ class ImageNode(FileNode):
         self.inode = image_inode(info.key)
         self.name = info.name
         self._key = info.key
+        self._snapshot = info.snapshot
         self._registry = registry
         self._policy = policy
         self._info: ImageInfo | None = info
@@ -218,6 +229,8 @@ class ImageNode(FileNode):
         return ImageFile(self._registry, image, flags, self._policy, creator=creator)
 
     async def resize(self, size: int) -> None:
+        if self._snapshot:
+            raise VolumeReadOnly(f"{self.name!r} is a snapshot: it never changes")
         if not self._policy.resize and size != (await self.attributes()).size:
             raise NotPermitted(f"image {self.name!r}: set resize = true in [mount] to allow a change of size")
         async with self._registry.using(self.name) as image:
@@ -246,7 +259,8 @@ class RootDirectory(DirectoryNode):
         return ImageNode(self._registry, await self._registry.lookup(name), self._policy)
 
     async def entries(self) -> Sequence[tuple[str, Node]]:
-        images = [(info.name, ImageNode(self._registry, info, self._policy)) for info in await self._registry.list()]
+        infos = [*await self._registry.list(), *await self._registry.snapshots()]
+        images = [(info.name, ImageNode(self._registry, info, self._policy)) for info in infos]
         entries: list[tuple[str, Node]] = [(CONTROL_NAME, self._control), *images]
         return sorted(entries, key=lambda entry: entry[0])
 

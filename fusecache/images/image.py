@@ -20,7 +20,7 @@ from typing import TypeVar
 import trio
 
 from fusecache.api.backend import ImageInfo
-from fusecache.api.errors import VolumeClosed
+from fusecache.api.errors import VolumeClosed, VolumeReadOnly
 from fusecache.api.ranges import Extent, ExtentKind, widen
 from fusecache.api.volume import DECLINED, PENDING, Attempt, Buffers, Done, ReadDone
 from fusecache.images.calls import Calls
@@ -70,6 +70,7 @@ class Image:
         info: its description when it was opened.
         openers, writers: how many files are open on it, and how many of those for writing.
         cache_valid: what the kernel kept of earlier opens is still true.
+        lost: the lock was taken away; what the kernel kept is true no more.
         guard, top, alignment, nursery: for the requests of this package.
     """
 
@@ -79,6 +80,7 @@ class Image:
         self.openers = 0
         self.writers = 0
         self.cache_valid = False
+        self.lost = False
         self.stack = stack
         self.top = stack.top
         self.alignment = stack.alignment
@@ -105,7 +107,17 @@ class Image:
     @property
     def read_only(self) -> bool:
         """Nothing can be changed."""
-        return self.top.read_only
+        return self.lost or self.top.read_only
+
+    @property
+    def cacheable(self) -> bool:
+        """The kernel may keep what it reads."""
+        return self.stack.image.cacheable and not self.lost
+
+    @property
+    def note(self) -> str:
+        """What is not as usual, and what to do about it; otherwise empty."""
+        return self.stack.image.note
 
     @property
     def layers(self) -> Sequence[StackLayer]:
@@ -151,9 +163,22 @@ class Image:
         # Sends every request past the fast path, to the check.
         self.guard.active += 1
 
+    def lose(self) -> None:
+        """Refuse changes from now on, and have the kernel drop what it keeps: the image may be somebody else's."""
+        self.lost = True
+        self.cache_valid = False
+        # Sends every request past the fast path, to the check.
+        self._mask = -1
+        self._content_changed(self)
+
     def _check(self) -> None:
         if self._failure is not None:
             raise ImageFailed(f"image {self.name!r}: its stack failed: {self._failure!r}") from self._failure
+
+    def _check_change(self) -> None:
+        self._check()
+        if self.lost:
+            raise VolumeReadOnly(f"image {self.name!r}: its lock was taken away; close it and open it again")
 
     def start(self, task: Callable[..., Awaitable[None]], *args: object) -> None:
         """Start a task of the stack.
@@ -190,7 +215,7 @@ class Image:
         """Write *data*, which stays unchanged until the end."""
         self._touched = True
         if self.guard.active or (offset | len(data)) & self._mask:
-            self._check()
+            self._check_change()
             return _end_of(WriteRequest(self).prepare(offset, data, done))
         spare = self._spare_write
         outcome = self.top.try_write(offset, data, spare.ended)
@@ -205,13 +230,13 @@ class Image:
     def write_zeroes(self, offset: int, length: int, done: Done) -> Attempt:
         """Make a range read as zeroes, keeping its space."""
         self._touched = True
-        self._check()
+        self._check_change()
         return _end_of(ZeroRequest(self).prepare(offset, length, done))
 
     def discard(self, offset: int, length: int, done: Done) -> Attempt:
         """Make a range read as zeroes and free its space."""
         self._touched = True
-        self._check()
+        self._check_change()
         return _end_of(DiscardRequest(self).prepare(offset, length, done))
 
     def flush(self, done: Done) -> Attempt:
@@ -269,6 +294,7 @@ class Image:
 
     async def resize(self, size: int) -> None:
         """Set the length, between all requests before and all after."""
+        self._check_change()
         await self._in_stack(partial(self._resize, size))
 
     async def _resize(self, size: int) -> None:
@@ -284,6 +310,7 @@ class Image:
 
     async def _grow(self, size: int) -> None:
         async with self.barrier():
+            self._check_change()
             if size > self.size:
                 await self.top.resize(size)
 

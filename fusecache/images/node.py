@@ -49,7 +49,7 @@ class OpenFile(ABC):
     Attributes:
         direct: the kernel keeps no pages of this file for this opener.
         keep_cache: pages the kernel kept from earlier opens are still true.
-        parallel: several writes to this file may be in flight (image files).
+        parallel: several writes to this file may be in flight, beside openers that are not *direct* (image files).
         interruptible_writes: an interrupted ``write`` may be answered EINTR while it goes on.
     """
 

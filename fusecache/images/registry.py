@@ -28,7 +28,7 @@ from typing import Final
 import trio
 
 from fusecache.api.backend import Backend, ImageInfo
-from fusecache.api.errors import ImageBusy, ImageNotFound, VolumeClosed
+from fusecache.api.errors import FusecacheError, ImageBusy, ImageNotFound, NotPermitted, VolumeClosed
 from fusecache.api.layer import Emit
 from fusecache.config.schema import StackConfig
 from fusecache.images.image import Image
@@ -56,9 +56,13 @@ class _Host:
         self.closing = False
         self.closed = trio.Event()
         self.changed = trio.Event()
+        self.opening = trio.CancelScope()
 
     def change(self) -> None:
         """Have the hosting task look again."""
+        if self.image is not None and self.image.lost and not self.users:
+            # Whoever comes now gets the lock anew.
+            self.closing = True
         self.changed.set()
         self.changed = trio.Event()
 
@@ -108,6 +112,23 @@ class Registry:
             else:
                 shown.append(info)
         return shown
+
+    async def snapshots(self) -> Sequence[ImageInfo]:
+        """Return the snapshots of the images that are open."""
+        found: list[ImageInfo] = []
+
+        async def ask(name: str) -> None:
+            try:
+                found.extend(await self.backend.snapshots(name))
+            except (FusecacheError, OSError) as error:
+                # No reason to hide the images.
+                log.warning("the snapshots of image %r are not listed: %s", name, error)
+
+        async with trio.open_nursery() as nursery:
+            for host in self._hosts.values():
+                if host.image is not None and not host.closing and not host.info.snapshot:
+                    nursery.start_soon(ask, host.image.name)
+        return found
 
     def _report_control(self) -> None:
         if not self._control_reported:
@@ -217,10 +238,11 @@ class Registry:
 
         Raises:
             ImageNotFound, ImageExists
+            NotPermitted: it is a snapshot.
         """
         if CONTROL_NAME in (old, new):
             raise ImageBusy(f"image {CONTROL_NAME!r}: the name is the control directory's")
-        info = await self.lookup(old)
+        info = await self._changeable(old)
         await self.backend.rename(old, new)
         host = self._hosts.get(info.key)
         if host is not None and host.image is not None:
@@ -232,8 +254,9 @@ class Registry:
         Raises:
             ImageNotFound: there is none.
             ImageBusy: it is in use.
+            NotPermitted: it is a snapshot.
         """
-        info = await self.lookup(name)
+        info = await self._changeable(name)
         host = self._hosts.get(info.key)
         if host is not None:
             if host.users:
@@ -243,6 +266,12 @@ class Registry:
             await _closed(host)
         await self.backend.remove(name)
 
+    async def _changeable(self, name: str) -> ImageInfo:
+        info = await self.lookup(name)
+        if info.snapshot:
+            raise NotPermitted(f"{name!r} is a snapshot: it is renamed and removed in the backend only")
+        return info
+
     async def close(self) -> None:
         """Close all images, used or not, and flush what was written; later requests fail."""
         self._stopping = True
@@ -250,36 +279,25 @@ class Registry:
         for host in hosts:
             host.closing = True
             host.change()
+            if host.image is None:
+                # It may be waiting for a backend that is away.
+                host.opening.cancel()
         for host in hosts:
             await host.closed.wait()
 
     async def _run_host(self, host: _Host) -> None:
         name = host.info.name
         try:
-            async with self._open_stack(name) as stack:
-                image = host.image = Image(stack, host.info, self._content_changed)
-                self._on_open(image)
-                host.ready.set()
-                try:
-                    await self._until_unused(host)
-                    if not image.read_only:
-                        await image.top.flush()
-                except BaseException as error:
-                    # At once: what came down may take long to close, and may never end what it was doing.
-                    log.error("image %r: its stack comes down; every request under way fails", image.name)
-                    host.failed = True
-                    image.fail(error if isinstance(error, Exception) else VolumeClosed("its stack is coming down"))
-                    raise
-                finally:
-                    # Closing takes time; who comes meanwhile, also after a crash, is not let in any more.
-                    host.closing = True
-                    image.close()
-                    if image.openers:
-                        # What the kernel keeps of it must not outlive the lock.
-                        self._content_changed(image)
+            with host.opening:
+                async with self._open_stack(name) as stack:
+                    if not host.opening.cancel_called:
+                        host.image = Image(stack, host.info, self._content_changed)
+                        await self._serve(host, host.image)
         except Exception as error:
             if host.image is None:
                 host.error = _first(error)
+                # Whoever opens a file sees no more than the errno.
+                self._emit("open-failed", f"image {name!r}: {host.error}")
             else:
                 log.exception("image %r: its stack came down", host.image.name)
                 self._emit("image-failed", f"image {host.image.name!r}: its stack came down: {_first(error)}")
@@ -291,6 +309,27 @@ class Registry:
             host.ready.set()
             host.closed.set()
 
+    async def _serve(self, host: _Host, image: Image) -> None:
+        self._on_open(image)
+        image.nursery.start_soon(_watch_lock, host, image)
+        host.ready.set()
+        try:
+            await self._until_unused(host)
+            await _flush(image)
+        except BaseException as error:
+            # At once: what came down may take long to close, and may never end what it was doing.
+            log.error("image %r: its stack comes down; every request under way fails", image.name)
+            host.failed = True
+            image.fail(error if isinstance(error, Exception) else VolumeClosed("its stack is coming down"))
+            raise
+        finally:
+            # Closing takes time; who comes meanwhile, also after a crash, is not let in any more.
+            host.closing = True
+            image.close()
+            if image.openers:
+                # What the kernel keeps of it must not outlive the lock.
+                self._content_changed(image)
+
     async def _until_unused(self, host: _Host) -> None:
         while not host.closing:
             changed = host.changed
@@ -301,6 +340,23 @@ class Registry:
                 await changed.wait()
                 continue
             host.closing = not host.users
+
+
+async def _watch_lock(host: _Host, image: Image) -> None:
+    await image.stack.image.until_lost()
+    image.lose()
+    host.change()
+
+
+async def _flush(image: Image) -> None:
+    try:
+        if not image.top.read_only:
+            await image.top.flush()
+    except (FusecacheError, OSError) as error:
+        # Without the lock there is nothing left to be made durable in the backend, and its loss has been told.
+        if not image.lost:
+            raise
+        log.info("image %r: closed without its lock: %s", image.name, error)
 
 
 async def _closed(host: _Host) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import trio
 
-from fusecache.api.backend import Backend, BackendImage
+from fusecache.api.backend import Backend, BackendImage, ImageRecord
 from fusecache.api.completions import Completions
 from fusecache.api.errors import BadCommand, ContractViolation, LayerDirty, PluginMissing
 from fusecache.api.identity import Identity
@@ -22,11 +22,13 @@ from fusecache.api.layer import Emit, Layer, LayerContext, LayerState
 from fusecache.config.load import validate_options
 from fusecache.config.mistakes import ConfigError, Mistake
 from fusecache.config.schema import StackConfig
+from fusecache.stack.claim import HostClaim, claiming
 from fusecache.stack.discover import load
 from fusecache.stack.link import Link
-from fusecache.stack.plan import MissingLayer, PlannedLayer, StackPlan, plan_stack
+from fusecache.stack.plan import MissingLayer, PlannedLayer, StackPlan, check_writeback, manifest_in_force, plan_stack
+from fusecache.state.image_state import ImageState
 from fusecache.state.manifest import Manifest, ManifestLayer
-from fusecache.state.store import ImageState, StateStore
+from fusecache.state.store import StateStore
 
 __all__ = ["FIRST_EPOCH", "MissingLayer", "Stack", "StackLayer", "open_stack"]
 
@@ -153,11 +155,13 @@ async def open_stack(
     emit: Emit,
     mountpoint: str | None = None,
     read_only: bool = False,
+    take_over: bool = False,
 ) -> AsyncIterator[Stack]:
     """Open an image with its layers; leaving the context closes them, top first, and keeps dirty data where it is.
 
-    In this order: the backend's exclusive lock, the lock in the state directory, the manifest, which is durably
+    In this order: the lock in the state directory, the backend's exclusive lock, the manifest, which is durably
     updated before any layer creates a file, then the layers bottom up. A failure or cancellation closes what is open.
+    An image for which the backend takes no lock has neither layers nor state.
 
     If a task in the stack's nursery crashes, the body is cancelled and the context raises what the task raised, once
     all tasks have ended: one that hangs keeps the locks. A pending attempt does not: it may end later, or never.
@@ -169,6 +173,7 @@ async def open_stack(
         completions, emit: handed to the layers.
         mountpoint: where the image is mounted; None for an offline command.
         read_only: open the image for reading only.
+        take_over: the host that holds dirty data of the image must not go on; the caller raises the epoch.
 
     Entering raises:
         ImageNotFound: there is no such image.
@@ -176,33 +181,90 @@ async def open_stack(
         PluginMissing, PoolMissing, Fenced: see :mod:`fusecache.stack.plan`.
         CorruptState: the manifest is not readable, or another image's.
         ConfigError: a layer's options are wrong.
+        NotSupported: a layer keeps dirty data, and the image has no durable identity.
         ContractViolation: a plugin opened something that is no layer.
     """
-    async with backend.open(name, read_only=read_only) as image:
-        with store.lock_image(image.identity, name=name, mountpoint=mountpoint) as state:
-            # Not abandoned when cancelled: a thread that still uses the manifest must not outlive the lock.
-            prepared = await trio.to_thread.run_sync(_prepare, store, state, configured)
-            plan = prepared.plan
-            _report(plan, name, emit)
-            async with _own_nursery() as nursery, AsyncExitStack() as opened:
-                contexts = [
-                    LayerContext(
-                        image=name,
-                        identity=image.identity,
-                        index=layer.index,
-                        config=validate_options(layer.plugin.config_model, layer.options, f"{name}: {_named(layer)}"),
-                        state_dir=state.directory,
-                        epoch=prepared.epoch,
-                        nursery=nursery,
-                        completions=completions,
-                        emit=emit,
-                    )
-                    for layer in plan.layers
-                ]
-                await trio.to_thread.run_sync(_update_manifest, state, prepared, contexts)
-                base, layers = await _open_layers(opened, image, plan, contexts)
-                top = layers[-1].link if layers else base
-                yield Stack(top, base, image, layers, plan.missing, image.identity, prepared.epoch, nursery)
+    dedicated = await _may_keep_dirty_data(configured)
+    async with (
+        claiming(store, name=name, mountpoint=mountpoint, take_over=take_over) as claim,
+        backend.open(name, claim, read_only=read_only, dedicated=dedicated) as image,
+        _own_nursery() as nursery,
+        AsyncExitStack() as opened,
+    ):
+        if claim.state is None:
+            base = _linked(opened, Link(image, "the backend"))
+            yield Stack(base, base, image, (), (), image.identity, FIRST_EPOCH, nursery)
+            return
+        around = _Surroundings(name, completions, emit, nursery)
+        prepared = await _prepared(claim, image, configured, around)
+        contexts = _contexts(prepared.plan, image, claim.state, prepared.epoch, around)
+        await claim.use(_update_manifest, prepared, contexts)
+        base, layers = await _open_layers(opened, image, prepared.plan, contexts)
+        top = layers[-1].link if layers else base
+        yield Stack(top, base, image, layers, prepared.plan.missing, image.identity, prepared.epoch, nursery)
+
+
+@dataclass(frozen=True, slots=True)
+class _Surroundings:
+    """What every layer of a stack is handed, whatever the image."""
+
+    image: str
+    completions: Completions
+    emit: Emit
+    nursery: trio.Nursery
+
+
+async def _prepared(
+    claim: HostClaim, image: BackendImage, configured: StackConfig | None, around: _Surroundings
+) -> "_Prepared":
+    """Find out how the claimed image is to be opened, once the backend's lock is ours, and tell people."""
+    # Whoever held that lock before us is over and done with.
+    await claim.use(ImageState.settle)
+    prepared = await claim.use(_prepare, claim.host, configured, await image.record())
+    check_writeback(prepared.plan, durable_identity=image.durable_identity)
+    _report(prepared.plan, around.image, around.emit)
+    return prepared
+
+
+def _contexts(
+    plan: StackPlan, image: BackendImage, state: ImageState, epoch: int, around: _Surroundings
+) -> list[LayerContext]:
+    return [
+        LayerContext(
+            image=around.image,
+            identity=image.identity,
+            index=layer.index,
+            config=validate_options(layer.plugin.config_model, layer.options, f"{around.image}: {_named(layer)}"),
+            state_dir=state.directory,
+            epoch=epoch,
+            nursery=around.nursery,
+            completions=around.completions,
+            emit=around.emit,
+        )
+        for layer in plan.layers
+    ]
+
+
+async def _may_keep_dirty_data(configured: StackConfig | None) -> bool:
+    """Say whether a configured layer may keep dirty data; its plugin is imported for that, on a thread.
+
+    A manifest with a dirty layer that is not configured any more cannot be asked: it is known only after the backend
+    has chosen its client. That is enough, because a client that is shared costs nothing but the lock: when another
+    image's lock is broken and this image goes down with it, later changes are refused, dirty data stays in the layer,
+    and the next open finds it there. A backend whose own record names a holder may know better, and use a client of
+    its own.
+    """
+    if configured is None:
+        return False
+    return await trio.to_thread.run_sync(lambda: any(_writes_back(layer.plugin) for layer in configured.layers))
+
+
+def _writes_back(plugin: str) -> bool:
+    try:
+        return load(plugin).writes_back
+    except PluginMissing:
+        # The open rules deal with it.
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,10 +277,13 @@ class _Prepared:
     plan: StackPlan
 
 
-def _prepare(store: StateStore, state: ImageState, configured: StackConfig | None) -> _Prepared:
-    manifest = state.read_manifest()
-    host = store.host()
-    epoch = FIRST_EPOCH if manifest is None else manifest.epoch
+def _prepare(state: ImageState, host: str, configured: StackConfig | None, record: ImageRecord | None) -> _Prepared:
+    local = state.read_manifest()
+    manifest = manifest_in_force(local, record, state.identity, host)
+    if manifest is not None and manifest is not local:
+        state.write_manifest(manifest)
+    authority = manifest if record is None else record
+    epoch = FIRST_EPOCH if authority is None else authority.epoch
     plan = plan_stack(
         configured,
         manifest,

@@ -23,10 +23,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fusecache.api.errors import Fenced, ImageBusy, PluginMissing, PoolMissing
+from fusecache.api.backend import ImageRecord
+from fusecache.api.errors import CorruptState, Fenced, ImageBusy, NotSupported, PluginMissing, PoolMissing
+from fusecache.api.identity import Identity
 from fusecache.api.layer import LayerPlugin
 from fusecache.config.schema import StackConfig
-from fusecache.state.manifest import Manifest, ManifestLayer
+from fusecache.state.manifest import Manifest, ManifestLayer, decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,46 @@ def plan_stack(
             _check_artifacts(layer, artifact_exists)
         layers.append(PlannedLayer(layer.index, plugin, layer.options, layer.dirty))
     return StackPlan(layers, missing, deferred)
+
+
+def manifest_in_force(
+    local: Manifest | None, record: ImageRecord | None, identity: Identity, host: str
+) -> Manifest | None:
+    """Return the manifest to open an image by: the local one, unless that is older than the image's own record.
+
+    A local manifest that is gone or clean, although the record says that this host holds dirty data, was lost with the
+    state directory or brought back from before; or a crash came between the two when the stack became clean. The
+    record's copy is right in the first case, and does no harm in the second.
+
+    Raises:
+        CorruptState: the record holds no copy, or one that does not parse or is another image's.
+    """
+    if record is None or record.holder != host or (local is not None and local.dirty):
+        return local
+    try:
+        copy = decode(record.manifest.encode())
+    except CorruptState as error:
+        raise CorruptState(
+            f"this host holds dirty data by the image's record, whose copy is no manifest: {error}"
+        ) from error
+    if copy.identity != identity.text:
+        raise CorruptState(f"the copy in the image's record is of {copy.identity}, allowed: {identity}")
+    return copy
+
+
+def check_writeback(plan: StackPlan, *, durable_identity: bool) -> None:
+    """Refuse layers that keep dirty data of an image which they might not know again.
+
+    Raises:
+        NotSupported: there is one.
+    """
+    refused = [layer for layer in plan.layers if layer.plugin.writes_back]
+    if refused and not durable_identity:
+        raise NotSupported(
+            f"layer {refused[0].index} ({refused[0].plugin.name}) keeps dirty data, and the image has no lasting "
+            "identity to find it again by: put the image where the backend can mark it, or configure no layer that "
+            "writes back"
+        )
 
 
 def _configured_layers(configured: StackConfig | None) -> list[_Wanted]:

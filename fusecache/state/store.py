@@ -1,13 +1,13 @@
 """The state directory: who has an image's stack open, its manifest, and which mounts there are.
 
-Owns the layout below ``state_dir``, the lock of each image, and the atomic replacement of durable files. It must not
-know what a manifest means.
+Owns the layout below ``state_dir``, and the lock of each image. It must not know what a manifest means.
 
 Layout, every directory 0700 and every file 0600::
 
     state_dir/machine-id                    only where the system has none
     state_dir/images/<identity digest>/     private to the image; layers keep small state here too
         lock                                flock'ed by whoever has the stack open
+        clients                             who may hold the backend's lock on the image; see ImageState
         manifest                            see fusecache.state.manifest
     state_dir/mounts/<digest>.json          one record for each mount
 
@@ -20,17 +20,16 @@ import json
 import logging
 import os
 import re
-import threading
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from fusecache.api.errors import CorruptState, ImageBusy
 from fusecache.api.identity import Identity
-from fusecache.state.manifest import Manifest, decode, encode
+from fusecache.state.files import create_file, read_text, replace_file, sync_directory
+from fusecache.state.image_state import ImageState
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +37,6 @@ Record = TypeVar("Record")
 
 _SYSTEM_MACHINE_ID: Final = Path("/etc/machine-id")
 _MACHINE_ID: Final = re.compile(r"[0-9a-f]{32}")
-_TEMPORARY: Final = ".new"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,53 +82,6 @@ class MountRecord:
     slots_full: bool = False
 
 
-class ImageState:
-    """The durable state of one image; valid only while its lock is held.
-
-    Attributes:
-        identity: the image's.
-        directory: the image's private directory.
-    """
-
-    def __init__(self, identity: Identity, directory: Path) -> None:
-        self.identity = identity
-        self.directory = directory
-        self._manifest = directory / "manifest"
-
-    def read_manifest(self) -> Manifest | None:
-        """Return the manifest; None where there is none.
-
-        Raises:
-            CorruptState: it does not parse, or is another image's.
-        """
-        try:
-            data = self._manifest.read_bytes()
-        except FileNotFoundError:
-            return None
-        try:
-            manifest = decode(data)
-        except CorruptState as error:
-            raise CorruptState(f"{self._manifest}: {error}") from error
-        if manifest.identity != self.identity.text:
-            raise CorruptState(f"{self._manifest}: found the identity {manifest.identity}, allowed: {self.identity}")
-        return manifest
-
-    def write_manifest(self, manifest: Manifest) -> None:
-        """Replace the manifest, atomically; it is durable when this returns.
-
-        A crash leaves the old manifest, or the new one, whole: see :func:`replace_file`. After an error either may be
-        there, and the new one may not be durable.
-        """
-        assert manifest.identity == self.identity.text, "a manifest is written for its own image only"
-        replace_file(self._manifest, encode(manifest))
-        # The directory itself may be as new as the file.
-        _sync_directory(self.directory.parent)
-
-    def remove_leftovers(self) -> None:
-        """Remove what a crash left of a manifest that was being written."""
-        _temporary(self._manifest).unlink(missing_ok=True)
-
-
 class StateStore:
     """One host's state directory, shared by all its mounts; created where missing.
 
@@ -148,7 +99,7 @@ class StateStore:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         for directory in (self._images, self._mounts):
             directory.mkdir(mode=0o700, exist_ok=True)
-        _sync_directory(state_dir)
+        sync_directory(state_dir)
 
     def host(self) -> str:
         """Return what names this host in durable records: its machine-id, 32 lower-case hexadecimal digits.
@@ -161,27 +112,29 @@ class StateStore:
         """
         own = self.directory / "machine-id"
         if not own.exists():
-            system = _read_text(_SYSTEM_MACHINE_ID)
+            system = read_text(_SYSTEM_MACHINE_ID)
             if _MACHINE_ID.fullmatch(system):
                 return system
-            _create_file(own, f"{uuid.uuid4().hex}\n".encode())
-        kept = _read_text(own)
+            create_file(own, f"{uuid.uuid4().hex}\n".encode())
+        kept = read_text(own)
         if not _MACHINE_ID.fullmatch(kept):
             raise CorruptState(f"{own}: found {kept!r}, allowed: 32 lower-case hexadecimal digits")
         return kept
 
-    @contextmanager
-    def lock_image(self, identity: Identity, *, name: str, mountpoint: str | None) -> Iterator[ImageState]:
-        """Hold the right to open the stack of one image, against every process of this host.
+    def lock_image(self, identity: Identity, *, name: str, mountpoint: str | None, client: str = "") -> ImageState:
+        """Take the right to open the stack of one image, against every process of this host.
 
-        Neither taking nor releasing the lock waits for anything. The kernel releases it when the process ends, however
-        it ends, so a free lock is the proof that the process which held it is gone. It does not pass to programs that
-        the process starts.
+        Taking the lock waits for nobody. The kernel frees it when the process ends, however it ends, so a free lock
+        is the proof that the process which held it is gone. It does not pass to programs that the process starts.
 
         Args:
             identity: the image's.
             name: the image's, for messages.
             mountpoint: where it is mounted; None for an offline command.
+            client: see :meth:`ImageState.note_client`.
+
+        Returns:
+            What is held until :meth:`ImageState.release`; also a context manager that releases it in the end.
 
         Raises:
             ImageBusy: another holder has it; the message names its process and mountpoint.
@@ -197,11 +150,17 @@ class StateStore:
             os.ftruncate(fd, 0)
             record = LockRecord(os.getpid(), process_start_time(), boot_id(), mountpoint, identity.text, name)
             os.pwrite(fd, _to_json(record), 0)
-            state = ImageState(identity, directory)
+            state = ImageState(identity, directory, fd, name)
             state.remove_leftovers()
-            yield state
-        finally:
+        except BaseException:
             os.close(fd)
+            raise
+        try:
+            state.note_client(client)
+        except BaseException:
+            state.release()
+            raise
+        return state
 
     def mount_record_path(self, mountpoint: str) -> Path:
         """Return where the record of the mount at *mountpoint*, an absolute path, is kept."""
@@ -226,33 +185,6 @@ class StateStore:
         return records
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Replace or create the file at *path*, atomically; it is durable when this returns. One writer at a time.
-
-    Steps, and what a crash after each leaves at *path*:
-
-    1. create or empty the temporary file beside it: the old content;
-    2. write the new content there: the old content;
-    3. fsync it: the old content;
-    4. rename it to *path*: the new content, or after loss of power perhaps the old;
-    5. fsync the directory: the new content.
-
-    A crash after steps 1 to 3 leaves the temporary file; the next call overwrites it.
-
-    Raises:
-        OSError: of the step that failed, which leaves what a crash before it leaves.
-    """
-    temporary = _temporary(path)
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        _write_all(fd, data)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    temporary.rename(path)
-    _sync_directory(path.parent)
-
-
 def process_start_time() -> int:
     """Return when this process began, in clock ticks since the boot (proc(5), ``/proc/pid/stat`` field 22)."""
     # The second field, the program's name in parentheses, may hold blanks and parentheses itself.
@@ -261,7 +193,7 @@ def process_start_time() -> int:
 
 def boot_id() -> str:
     """Return the kernel's id of this boot (random(4))."""
-    return _read_text(Path("/proc/sys/kernel/random/boot_id"))
+    return read_text(Path("/proc/sys/kernel/random/boot_id"))
 
 
 def _describe_holder(fd: int) -> str:
@@ -283,42 +215,3 @@ def _from_json(kind: type[Record], data: bytes) -> Record:
         return kind(**json.loads(data))
     except TypeError as error:
         raise ValueError(f"no {kind.__name__}: {error}") from error
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(path.name + _TEMPORARY)
-
-
-def _create_file(path: Path, data: bytes) -> None:
-    """Create the file at *path*, durably; of several who do so at once, one wins and the others change nothing."""
-    temporary = path.with_name(f"{path.name}.{threading.get_native_id()}{_TEMPORARY}")
-    replace_file(temporary, data)
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        log.info("%s was made by another process at the same time", path)
-    finally:
-        temporary.unlink()
-    _sync_directory(path.parent)
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(fd, rest) :]
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _read_text(path: Path) -> str:
-    """Return a small file's text without surrounding blanks; empty where there is no such file."""
-    try:
-        return path.read_text(encoding="ascii").strip()
-    except FileNotFoundError:
-        return ""

@@ -21,6 +21,7 @@ The checks are plain async functions that run under trio (``trio.run(check_layer
 :class:`GatedVolume`                       holds requests until the test lets them go: for races
 :class:`FaultyVolume`                      fails, dawdles or hangs where the test says so
 :class:`WatchedVolume`                     records requests and refuses those that break the contract
+:class:`FreeClaim`                         what a backend asks before it opens an image; grants everything
 :func:`layer_context`                      what a layer is opened with, for tests of its author's own
 =========================================  ==========================================================================
 
@@ -35,6 +36,7 @@ A test of a race, without sleeping::
             gated.open()
 """
 
+from fusecache.testing.claims import FreeClaim
 from fusecache.testing.conformance import SIZES, MakeBackend, check_backend, check_layer, check_volume
 from fusecache.testing.context import layer_context, validated
 from fusecache.testing.faulty import HANG, Fault, FaultyVolume
@@ -51,6 +53,7 @@ __all__ = [
     "AttemptMode",
     "Fault",
     "FaultyVolume",
+    "FreeClaim",
     "GatedVolume",
     "Held",
     "MakeBackend",

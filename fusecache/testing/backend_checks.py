@@ -1,7 +1,8 @@
 """The promises of :mod:`fusecache.api.backend`.
 
-Owns one check for each; images as volumes are checked in :mod:`fusecache.testing.volume_checks`. It must not know what
-kind of backend it looks at. Every check receives a place of its own, without images.
+Owns one check for each; who may open an image is checked in :mod:`fusecache.testing.claim_checks`, and images as
+volumes in :mod:`fusecache.testing.volume_checks`. It must not know what kind of backend it looks at. Every check
+receives a place of its own, without images.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -11,6 +12,7 @@ import trio
 
 from fusecache.api.backend import ImageInfo
 from fusecache.api.errors import FusecacheError, ImageBusy, ImageExists, ImageNotFound
+from fusecache.testing.claims import FreeClaim
 from fusecache.testing.harness import (
     Broken,
     cancelled_at_each_await,
@@ -104,13 +106,13 @@ async def an_open_image_has_one_owner(place: Place) -> None:
     """A second open, also for reading, raises ImageBusy until the first is closed; the first is not disturbed."""
     backend = place.backend
     data = await store(backend, "image", 3)
-    async with backend.open("image") as image:
+    async with backend.open("image", FreeClaim()) as image:
         for read_only in (False, True):
             await expect_raises(ImageBusy, open_and_close(backend, "image", read_only=read_only), "a second open")
         expect_bytes(await content(image), data)
         await put(image, 0, pattern(SIZE, 4))
         expect_bytes(await content(image), pattern(SIZE, 4))
-    async with backend.open("image", read_only=True):
+    async with backend.open("image", FreeClaim(), read_only=True):
         await expect_raises(ImageBusy, open_and_close(backend, "image"), "an open beside a reader")
     expect_bytes(await load(backend, "image"), pattern(SIZE, 4))
 
@@ -126,7 +128,7 @@ async def of_many_opens_at_once_one_succeeds(place: Place) -> None:
     async def open_it() -> None:
         nonlocal owners, busy
         try:
-            async with backend.open("image"):
+            async with backend.open("image", FreeClaim()):
                 owners += 1
                 await over.wait()
         except ImageBusy:
@@ -145,9 +147,9 @@ async def a_closed_image_refuses_requests(place: Place) -> None:
     """Reads and writes raise; nothing reaches what another owner has open now."""
     backend = place.backend
     data = await store(backend, "image", 5)
-    async with backend.open("image") as image:
+    async with backend.open("image", FreeClaim()) as image:
         pass
-    async with backend.open("image") as other:
+    async with backend.open("image", FreeClaim()) as other:
         for call in (lambda: image.read(0, 512), lambda: image.write(0, memoryview(bytes(512))), image.flush):
             try:
                 await call()
@@ -161,7 +163,7 @@ async def an_image_opened_for_reading_cannot_be_changed(place: Place) -> None:
     """``read_only`` says so, changes raise, and the bytes stay."""
     backend = place.backend
     data = await store(backend, "image", 6)
-    async with backend.open("image", read_only=True) as image:
+    async with backend.open("image", FreeClaim(), read_only=True) as image:
         expect(image.read_only is True, f"read_only is {image.read_only!r}")
         changes: Sequence[Callable[[], Awaitable[None]]] = (
             lambda: image.write(0, memoryview(bytes(512))),
@@ -184,7 +186,7 @@ async def acknowledged_data_survives_closing(place: Place) -> None:
     backend = place.backend
     data = await store(backend, "image", 7)
     expect_bytes(await load(backend, "image"), data)
-    async with backend.open("image") as image:
+    async with backend.open("image", FreeClaim()) as image:
         await image.resize(SIZE + 100)
         await put(image, SIZE, pattern(100, 8))
     expect((await backend.lookup("image")).size == SIZE + 100, "lookup does not tell the size a resize has set")
@@ -221,7 +223,7 @@ async def an_open_image_tells_its_present_name_and_size(place: Place) -> None:
     """``info`` agrees with ``lookup``, also after a rename and a resize; the image goes on working."""
     backend = place.backend
     data = await store(backend, "one", 12)
-    async with backend.open("one") as image:
+    async with backend.open("one", FreeClaim()) as image:
         _expect_info(await image.info(), "one", SIZE)
         expect((await image.info()).key == (await backend.lookup("one")).key, "info and lookup disagree on the key")
         await image.resize(SIZE - 100)
@@ -237,7 +239,7 @@ async def remove_takes_the_image_and_nothing_else(place: Place) -> None:
     """It is gone from lookup and list; an open one raises ImageBusy and stays; a new one of that name is empty."""
     backend = place.backend
     data, other = await store(backend, "image", 13), await store(backend, "other", 14)
-    async with backend.open("image") as image:
+    async with backend.open("image", FreeClaim()) as image:
         identity = image.identity
         await expect_raises(ImageBusy, backend.remove("image"), "remove of an open image")
         expect_bytes(await content(image), data)
@@ -316,7 +318,7 @@ async def a_cancelled_open_holds_nothing(place: Place) -> None:
     data = await store(backend, "image", 17)
 
     async def open_and_read() -> None:
-        async with backend.open("image") as image:
+        async with backend.open("image", FreeClaim()) as image:
             await content(image)
 
     async def look(where: str) -> None:

@@ -1,8 +1,8 @@
 """The conformance checks that this kit ships: three functions for three contracts.
 
 Owns which circumstances each check is run under. It must not know the promises themselves; those are in the modules
-``volume_checks``, ``attempt_checks``, ``layer_checks`` and ``backend_checks``, a function each, named after what it
-checks.
+``volume_checks``, ``attempt_checks``, ``layer_checks``, ``backend_checks`` and ``claim_checks``, a function each, named
+after what it checks.
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -15,6 +15,8 @@ from fusecache.api.layer import LayerPlugin
 from fusecache.api.volume import Volume
 from fusecache.testing.attempt_checks import ATTEMPT_CHECKS
 from fusecache.testing.backend_checks import BACKEND_CHECKS
+from fusecache.testing.claim_checks import CLAIM_CHECKS
+from fusecache.testing.claims import FreeClaim
 from fusecache.testing.harness import keep
 from fusecache.testing.layer_checks import LAYER_CHECKS
 from fusecache.testing.place import Copy, Fingerprint, Place
@@ -107,10 +109,10 @@ async def check_backend(
     async def make_image(size: int) -> AsyncIterator[Volume]:
         async with make_backend() as backend:
             await backend.create("image", size)
-            async with backend.open("image") as image:
+            async with backend.open("image", FreeClaim()) as image:
                 yield image
 
-    for check in BACKEND_CHECKS:
+    for check in (*BACKEND_CHECKS, *CLAIM_CHECKS):
         await keep(check, make_place)
     await check_volume(make_image, sizes=sizes, circumstances="an image of the backend")
 

@@ -16,8 +16,8 @@ from typing import TypeVar
 
 import trio
 
-from fusecache.api.backend import Backend, BackendImage, ImageInfo
-from fusecache.api.errors import ImageBusy, ImageExists, ImageNotFound, VolumeClosed
+from fusecache.api.backend import Backend, BackendImage, Claim, ImageInfo, ImageRecord
+from fusecache.api.errors import ImageBusy, ImageExists, ImageNotFound, VolumeClosed, VolumeReadOnly
 from fusecache.api.identity import Identity
 from fusecache.api.ranges import Extent
 from fusecache.api.volume import DECLINED, DONE, PENDING, Attempt, Buffers, Done, ReadDone, ReadOutcome
@@ -39,6 +39,7 @@ class MemoryImage:
     key: str = field(default_factory=lambda: str(next(_keys)))
     identity: Identity = field(default_factory=lambda: Identity(f"memory:{uuid.uuid4()}"))
     owner: str | None = None
+    record: ImageRecord | None = None
     changes: int = 0
 
     def info(self) -> ImageInfo:
@@ -117,6 +118,19 @@ class MemoryVolume(BackendImage):
     async def info(self) -> ImageInfo:
         await trio.lowlevel.checkpoint()
         return self.image.info()
+
+    async def record(self) -> ImageRecord | None:
+        await trio.lowlevel.checkpoint()
+        return self.image.record
+
+    async def set_record(self, record: ImageRecord, *, guard: bool) -> None:
+        """Nobody else can reach the image, so there is nothing to guard."""
+        if self._closed:
+            raise VolumeClosed("found set_record, allowed on a closed volume: nothing")
+        if self.read_only:
+            raise VolumeReadOnly("found set_record, allowed on a volume opened for reading: no change")
+        await trio.lowlevel.checkpoint()
+        self.image.record = record
 
     def try_read(self, offset: int, length: int, done: ReadDone) -> ReadOutcome:
         self._enter(Request("read", offset, length))
@@ -205,14 +219,22 @@ class MemoryBackend(Backend):
         await trio.lowlevel.checkpoint()
         return self._image(name).info()
 
+    async def read_record(self, name: str) -> ImageRecord | None:
+        await trio.lowlevel.checkpoint()
+        return self._image(name).record
+
     @asynccontextmanager
-    async def open(self, name: str, *, read_only: bool = False) -> AsyncIterator[BackendImage]:
+    async def open(
+        self, name: str, claim: Claim, *, read_only: bool = False, dedicated: bool = False
+    ) -> AsyncIterator[BackendImage]:
         await trio.lowlevel.checkpoint()
         image = self._image(name)
         self._require_unowned(image)
         volume = MemoryVolume(alignment=self.alignment, attempts=self.attempts, image=image, read_only=read_only)
         image.owner = trio.lowlevel.current_task().name
         try:
+            await claim(image.identity, "")
+            self._require_held_here(image, claim)
             yield volume
         finally:
             volume.close()
@@ -244,6 +266,11 @@ class MemoryBackend(Backend):
     def _require_free(self, name: str) -> None:
         if name in self.images:
             raise ImageExists(f"found an image {name!r}, allowed: a name that is not taken")
+
+    def _require_held_here(self, image: MemoryImage, claim: Claim) -> None:
+        record = image.record
+        if record is not None and record.holder not in (None, claim.host) and not claim.take_over:
+            raise ImageBusy(f"image {image.name!r} is dirty on host {record.holder_name} ({record.holder})")
 
     def _require_unowned(self, image: MemoryImage) -> None:
         if image.owner is not None:

@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from fusecache.api.backend import Backend
+from fusecache.api.backend import Backend, Claim
+from fusecache.testing.claims import FreeClaim
 from fusecache.testing.harness import Broken, content, expect, pattern, put
 
 Copy: TypeAlias = Callable[[Backend, str, str], None]
@@ -40,9 +41,9 @@ async def expect_raises(
         raise Broken(f"{what} returned {found!r}, expected {expected}")
 
 
-async def open_and_close(backend: Backend, name: str, *, read_only: bool = False) -> str:
+async def open_and_close(backend: Backend, name: str, claim: Claim | None = None, *, read_only: bool = False) -> str:
     """Open an image and close it; return its identity."""
-    async with backend.open(name, read_only=read_only) as image:
+    async with backend.open(name, claim or FreeClaim(), read_only=read_only) as image:
         return image.identity.text
 
 
@@ -51,14 +52,14 @@ async def store(backend: Backend, name: str, seed: int) -> bytes:
     data = pattern(SIZE, seed)
     if name not in await names(backend):
         await backend.create(name, SIZE)
-    async with backend.open(name) as image:
+    async with backend.open(name, FreeClaim()) as image:
         await put(image, 0, data)
     return data
 
 
-async def load(backend: Backend, name: str) -> bytes:
+async def load(backend: Backend, name: str, claim: Claim | None = None) -> bytes:
     """Open an image and return its bytes."""
-    async with backend.open(name) as image:
+    async with backend.open(name, claim or FreeClaim()) as image:
         return await content(image)
 
 

@@ -31,6 +31,7 @@ async def the_plugin_declares_itself(configured: Configured) -> None:
     expect(isinstance(name, str) and bool(name), f"found name {name!r}")
     version = getattr(plugin, "api_version", None)
     expect(version == API_VERSION, f"found api_version {version!r}, allowed: {API_VERSION}")
+    expect(isinstance(plugin.writes_back, bool), f"found writes_back {plugin.writes_back!r}, allowed: True, False")
     declared_options(plugin.config_model)
     config = validated(plugin, options)
     expect(isinstance(config, plugin.config_model), f"options became {config!r}, not a {plugin.config_model.__name__}")

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from tests.support.project import ROOT, name_of, python_files
 
 
@@ -36,13 +38,22 @@ def test_the_contract_imports_the_standard_library_and_trio_only() -> None:
     assert not strange
 
 
-def test_pyfuse3_is_imported_in_fuse_only() -> None:
+@pytest.mark.parametrize(
+    ("module", "place"),
+    [
+        ("pyfuse3", "fusecache/fuse/"),
+        ("rados", "fusecache/backends/rbd/"),
+        ("rbd", "fusecache/backends/rbd/"),
+    ],
+)
+def test_a_binding_is_imported_in_one_package_only(module: str, place: str) -> None:
     importers = {
         name_of(path)
         for path in python_files("fusecache", "layers")
-        if any(module.split(".")[0] == "pyfuse3" for module in imported_modules(path))
+        if any(imported.split(".")[0] == module for imported in imported_modules(path))
     }
-    assert {name for name in importers if not name.startswith("fusecache/fuse/")} == set()
+    assert importers
+    assert {name for name in importers if not name.startswith(place)} == set()
 
 
 def test_a_layer_imports_nothing_of_the_core_but_its_contract() -> None:

@@ -1,8 +1,21 @@
-"""Clusters for the tests of this folder.
+"""Clusters for the tests of this folder, and mounts of their images.
 
 The shared one lasts for the session, one for each conftest that names it: tests with Ceph belong below this folder.
 """
 
-from tests.support.ceph import ceph_cluster, image_name, private_cluster
+from pathlib import Path
 
-__all__ = ["ceph_cluster", "image_name", "private_cluster"]
+import pytest
+
+from tests.fuse.conftest import mounted
+from tests.support.ceph import Cluster, ceph_cluster, image_name, private_cluster
+from tests.support.mounts import Place
+from tests.support.rbd_mounts import rbd_place
+
+__all__ = ["ceph_cluster", "image_name", "mounted", "private_cluster"]
+
+
+@pytest.fixture
+def place(tmp_path: Path, ceph_cluster: Cluster) -> Place:
+    """A config for the images of the shared cluster, with one passthrough layer; change it before mounting."""
+    return rbd_place(tmp_path, ceph_cluster)

@@ -8,7 +8,7 @@ from typing import Any, Final
 import pytest
 import trio
 
-from fusecache.api import Backend, BackendImage, Identity, ImageInfo
+from fusecache.api import Backend, BackendImage, Claim, Identity, ImageInfo
 from fusecache.api.errors import ImageBusy, ImageExists
 from fusecache.testing import MemoryBackend, MemoryImage, MemoryVolume, check_backend
 from fusecache.testing import backend_checks as checks
@@ -77,7 +77,9 @@ class OpensForAll(MemoryBackend):
 
 class LocksAfterItWaits(MemoryBackend):
     @asynccontextmanager
-    async def open(self, name: str, *, read_only: bool = False) -> AsyncIterator[BackendImage]:
+    async def open(
+        self, name: str, claim: Claim, *, read_only: bool = False, dedicated: bool = False
+    ) -> AsyncIterator[BackendImage]:
         self._require_unowned(self._image(name))
         await trio.lowlevel.checkpoint()
         image = self._image(name)
@@ -90,24 +92,30 @@ class LocksAfterItWaits(MemoryBackend):
 
 class NeverCloses(MemoryBackend):
     @asynccontextmanager
-    async def open(self, name: str, *, read_only: bool = False) -> AsyncIterator[BackendImage]:
-        async with super().open(name):
+    async def open(
+        self, name: str, claim: Claim, *, read_only: bool = False, dedicated: bool = False
+    ) -> AsyncIterator[BackendImage]:
+        async with super().open(name, claim):
             yield MemoryVolume(image=self.images[name], read_only=read_only)
 
 
 class ReadOnlyInNameOnly(MemoryBackend):
     @asynccontextmanager
-    async def open(self, name: str, *, read_only: bool = False) -> AsyncIterator[BackendImage]:
-        async with super().open(name) as volume:
+    async def open(
+        self, name: str, claim: Claim, *, read_only: bool = False, dedicated: bool = False
+    ) -> AsyncIterator[BackendImage]:
+        async with super().open(name, claim) as volume:
             yield volume
 
 
 class ForgetsAtClose(MemoryBackend):
     @asynccontextmanager
-    async def open(self, name: str, *, read_only: bool = False) -> AsyncIterator[BackendImage]:
+    async def open(
+        self, name: str, claim: Claim, *, read_only: bool = False, dedicated: bool = False
+    ) -> AsyncIterator[BackendImage]:
         content = self._image(name).content
         before = content.read(0, content.size)
-        async with super().open(name, read_only=read_only) as volume:
+        async with super().open(name, claim, read_only=read_only) as volume:
             yield volume
         content.write(0, before[: content.size])
 
@@ -144,8 +152,10 @@ class NewIdentityAtEveryOpen(MemoryBackend):
     opens = 0
 
     @asynccontextmanager
-    async def open(self, name: str, *, read_only: bool = False) -> AsyncIterator[BackendImage]:
-        async with super().open(name, read_only=read_only) as volume:
+    async def open(
+        self, name: str, claim: Claim, *, read_only: bool = False, dedicated: bool = False
+    ) -> AsyncIterator[BackendImage]:
+        async with super().open(name, claim, read_only=read_only) as volume:
             self.opens += 1
             volume.identity = Identity(f"memory:{name}:{self.opens}")
             yield volume
@@ -169,7 +179,9 @@ class HalfCreated(MemoryBackend):
 
 class CancelledOpensStayLocked(MemoryBackend):
     @asynccontextmanager
-    async def open(self, name: str, *, read_only: bool = False) -> AsyncIterator[BackendImage]:
+    async def open(
+        self, name: str, claim: Claim, *, read_only: bool = False, dedicated: bool = False
+    ) -> AsyncIterator[BackendImage]:
         image = self._image(name)
         if image.owner:
             raise ImageBusy(name)
@@ -227,8 +239,10 @@ async def test_check_backend_checks_names_and_bytes() -> None:
 
     class HandsOutShortReads(MemoryBackend):
         @asynccontextmanager
-        async def open(self, name: str, *, read_only: bool = False) -> AsyncIterator[BackendImage]:
-            async with super().open(name):
+        async def open(
+            self, name: str, claim: Claim, *, read_only: bool = False, dedicated: bool = False
+        ) -> AsyncIterator[BackendImage]:
+            async with super().open(name, claim):
                 yield ShortReads(image=self.images[name])
 
     @asynccontextmanager

@@ -24,6 +24,7 @@ from fusecache.stack import assemble
 from fusecache.stack.discover import load
 from fusecache.state.store import StateStore
 from fusecache.testing import AttemptMode, MemoryBackend
+from fusecache.testing.claims import FreeClaim
 from tests.model.levels import Levels
 from tests.model.steps import RUNS, SIZES, Ask, Burst, Grow, Invalidate, Reopen, Resize, Seek, Step, WriteBack
 from tests.support.places import directory_backend, running_completions
@@ -92,7 +93,7 @@ async def play(
                         for step in session:
                             await take(image, model, step)
                         await expect_content(image, model)
-            async with backend.open("image") as bare:
+            async with backend.open("image", FreeClaim()) as bare:
                 assert await content(bare) == model.levels[0]
 
 

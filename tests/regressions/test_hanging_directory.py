@@ -12,6 +12,7 @@ from fusecache.api import Backend
 from fusecache.backends.directory import DirectoryBackend
 from fusecache.backends.questions import ask
 from fusecache.backends.workers import Lane
+from fusecache.testing.claims import FreeClaim
 from tests.support.image_directory import opened
 
 
@@ -49,7 +50,7 @@ async def test_who_describes_an_open_image_does_not_wait_when_cancelled(
     tmp_path: Path, hanging: Callable[[Lane], threading.Event]
 ) -> None:
     (tmp_path / "disk").write_bytes(b"a")
-    async with opened(tmp_path) as backend, backend.open("disk") as image:
+    async with opened(tmp_path) as backend, backend.open("disk", FreeClaim()) as image:
         go = hanging(image._others)  # type: ignore[attr-defined]
         try:
             with trio.move_on_after(0.01) as patience:

@@ -22,6 +22,7 @@ from fusecache.images.registry import Registry
 from fusecache.metrics.events import EventLog
 from fusecache.stack.assemble import MissingLayer, Stack, StackLayer
 from fusecache.stack.link import Link
+from fusecache.testing.claims import FreeClaim
 from fusecache.testing.interposed import InterposedVolume
 from fusecache.testing.memory import MemoryBackend
 from fusecache.testing.requests import Request
@@ -115,7 +116,7 @@ class World:
 
     @asynccontextmanager
     async def _open_stack(self, name: str) -> AsyncIterator[Stack]:
-        async with self.backend.open(name) as volume, trio.open_nursery() as nursery:
+        async with self.backend.open(name, FreeClaim()) as volume, trio.open_nursery() as nursery:
             top = base = Link(volume, "the backend")
             layers = []
             for config in reversed(self.config.layers):

@@ -15,6 +15,7 @@ from fusecache.images.image import Image
 from fusecache.images.registry import Registry
 from fusecache.stack.assemble import Stack
 from fusecache.stack.link import Link
+from fusecache.testing.claims import FreeClaim
 from fusecache.testing.memory import MemoryBackend
 from fusecache.testing.watched import WatchedVolume
 
@@ -129,7 +130,10 @@ class Shelf:
         await self.gate.wait()
         if self.failures:
             raise self.failures.pop(0)
-        async with self.backend.open(name, read_only=self.read_only) as image, trio.open_nursery() as nursery:
+        async with (
+            self.backend.open(name, FreeClaim(), read_only=self.read_only) as image,
+            trio.open_nursery() as nursery,
+        ):
             self.nurseries[name] = nursery
             self.volumes[name] = WatchedVolume(image)
             try:

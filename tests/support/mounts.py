@@ -1,4 +1,4 @@
-"""Real mounts for tests: the daemon in a process of its own, over a directory of images.
+"""Real mounts for tests: the daemon in a process of its own, over a directory of images or what else a test configures.
 
 Owns how a test starts, reaches, stops and, whatever happened, gets rid of a mount. It must not know what a test is
 about.
@@ -41,6 +41,7 @@ class Place:
 
     Attributes:
         images: the directory backend's.
+        backend_options: keys of the table ``[backend]``; with ``type`` among them, all of it.
         switches: of the test layers.
         layers: tables of layers, bottom up, without their index.
         stacks: other layers for the images of some names: pattern to layers; they come before *layers*.
@@ -87,8 +88,10 @@ class Place:
     def write_config(self) -> Path:
         lines = ["[mount]", f"state_dir = {_toml(str(self.state))}"]
         lines += [f"{key} = {_toml(value)}" for key, value in self.mount_options.items()]
-        lines += ["[backend]", 'type = "directory"', f"path = {_toml(str(self.images))}"]
-        lines += [f"{key} = {_toml(value)}" for key, value in self.backend_options.items()]
+        backend = dict(self.backend_options)
+        if "type" not in backend:
+            backend |= {"type": "directory", "path": str(self.images)}
+        lines += ["[backend]", *(f"{key} = {_toml(value)}" for key, value in backend.items())]
         for pattern, layers in {**self.stacks, "*": self.layers}.items():
             lines += self._stack(pattern, layers)
         self.config.write_text("\n".join(lines) + "\n")

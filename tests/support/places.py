@@ -16,6 +16,7 @@ import trio
 from fusecache.api import Backend, Completions, Volume
 from fusecache.backends import open_backend
 from fusecache.config.schema import DirectoryConfig
+from fusecache.testing.claims import FreeClaim
 
 
 @asynccontextmanager
@@ -55,7 +56,7 @@ async def directory_image(size: int, *, parent: Path, direct: bool = False) -> A
     """Open a new image in an empty directory below *parent*."""
     async with fresh_directory(parent, direct=direct) as backend:
         await backend.create("image", size)
-        async with backend.open("image") as image:
+        async with backend.open("image", FreeClaim()) as image:
             yield image
 
 

@@ -175,6 +175,7 @@ class WritebackPlugin(LayerPlugin):
     name = "writeback"
     api_version = API_VERSION
     config_model: ClassVar[type[Any]] = Config
+    writes_back = True
 
     def __init__(self, layer: type[WritebackLayer] = WritebackLayer) -> None:
         self.layer = layer

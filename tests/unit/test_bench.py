@@ -62,6 +62,7 @@ def test_only_one_goal_takes_only_its_workloads(name: str) -> None:
 
 def test_the_first_goals_are_at_depth_16() -> None:
     demanded = {goal.workload: goal.goal for goal in GOALS}
+    assert demanded["rbd-4k-write-qd16"] == 1.0
     assert demanded["4k-read-qd16"] == 1.2
     assert demanded["4k-write-qd16"] == 1.0
 
@@ -127,7 +128,7 @@ def test_the_page_has_every_goal_and_says_what_is_missing() -> None:
         "seconds": 0.5,
         "machine": {"cpus": 2, "cpu": "fast", "kernel": "6.1", "filesystem": "ext4"},
         "versions": {"fusecache": "0.1.0", "qemu": None},
-        "targets": {FUSECACHE: {"what": "a mount", "options": "[mount]\n"}},
+        "targets": [{"place": "directory", "name": FUSECACHE, "what": "a mount", "options": "[mount]\n"}],
         "fio": "fio --rw=randread",
         "results": [each.as_json() for each in results],
         "goals": [goal_row(None)],
@@ -144,7 +145,8 @@ def test_the_page_has_every_goal_and_says_what_is_missing() -> None:
     }
     page = markdown(report)
     assert "| reads | 4k-read-qd16 | Q | – | 1.20 | no | because |" in page
-    assert "| 4k-read-qd16 | 1,500 | – | – | – | – |" in page
+    assert f"| 4k-read-qd16 | {FUSECACHE} | 1,500 | 1.00 |" in page
+    assert f"| 4k-read-qd16 | {QEMU} | – | – |" in page
     assert "| 4k-read-qd16 | 0 | passthrough | read | 9 | 1.2 |" in page
     assert "older report" not in page
     assert "+25 %" in markdown({**report, "goals": [goal_row(1.5)]}, {"goals": [goal_row(1.2)]})

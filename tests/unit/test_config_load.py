@@ -10,17 +10,21 @@ from pathlib import Path
 import pytest
 
 from fusecache.config.load import ConfigError, Mistake, load_config
-from fusecache.config.schema import DirectoryConfig, LayerConfig, MountConfig, StackConfig
+from fusecache.config.schema import DirectoryConfig, LayerConfig, MountConfig, RbdConfig, StackConfig
 
 SAMPLES = sorted((Path(__file__).parents[2] / "etc").glob("*.toml"))
 BACKEND = '[backend]\ntype = "directory"\npath = "images"\n'
+RBD = '[backend]\ntype = "rbd"\npool = "rbd"\n'
+BACKEND_TABLE = 'a table [backend] with type = "directory" or "rbd"'
 DURATION = 'a duration such as "50us", "5ms", "5s", "2min" or "1h"'
+TIMEOUT = f"{DURATION}, at least 1s"
 SPIN = f"{DURATION}, at most 10ms"
 USER = "the name of a user of this system, or a number of 0 or more"
 GROUP = "the name of a group of this system, or a number of 0 or more"
 PERMISSIONS = 'permission bits as a string of octal digits, "0000" to "0777"'
 INDEX = "a whole number of 0 or more, 0 sits on the image"
 PATTERNS = 'an array of image name patterns such as ["db-*"]'
+RBD_KEYS = "conf, namespace, pool, timeout, type, user"
 MOUNT_KEYS = ", ".join(sorted(MountConfig.model_fields))
 
 
@@ -55,6 +59,18 @@ def test_the_least_configuration_has_the_documented_defaults(file: Path) -> None
     assert config.stacks == ()
 
 
+def test_a_ceph_pool_needs_no_more_than_its_name(file: Path) -> None:
+    file.write_text(RBD)
+    assert load_config(file).backend == RbdConfig(pool="rbd", namespace="", conf=None, user="admin", timeout=30.0)
+
+
+def test_a_ceph_pools_options_become_values(file: Path) -> None:
+    (file.parent / "ceph.conf").touch()
+    file.write_text(f'{RBD}namespace = "vm"\nconf = "ceph.conf"\nuser = "images"\ntimeout = "5s"\n')
+    backend = RbdConfig(pool="rbd", namespace="vm", conf=file.parent / "ceph.conf", user="images", timeout=5.0)
+    assert load_config(file).backend == backend
+
+
 def test_text_forms_become_values(file: Path) -> None:
     user, group = pwd.getpwuid(os.getuid()), grp.getgrgid(os.getgid())
     file.write_text(
@@ -75,7 +91,7 @@ def test_paths_are_absolute_even_where_the_file_was_named_relatively(
     monkeypatch.chdir(file.parent)
     config = load_config(Path(file.name))
     assert config.path == file
-    assert config.backend.path == file.parent / "images"
+    assert config.backend == DirectoryConfig(path=file.parent / "images")
     assert config.mount.state_dir == file.parent / "state"
 
 
@@ -132,9 +148,24 @@ WRONG = [
         "a control group with allow_other = true, or none",
     ),
     ("mount = 1\n" + BACKEND, "mount", "1", "a table [mount]"),
-    ("", "backend", "nothing", 'a table [backend] with type = "directory"'),
-    ("[backend]\n", "backend.type", "nothing", 'a table [backend] with type = "directory"'),
-    ('[backend]\ntype = "rbd"\npool = "rbd"\n', "backend.type", '"rbd"', '"directory"'),
+    ("", "backend", "nothing", BACKEND_TABLE),
+    ("[backend]\n", "backend.type", "nothing", BACKEND_TABLE),
+    ('[backend]\ntype = "rados"\npool = "rbd"\n', "backend.type", '"rados"', '"directory", "rbd"'),
+    ('[backend]\ntype = "rbd"\n', "backend.pool", "nothing", "the name of a pool"),
+    (RBD.replace('pool = "rbd"', 'pool = ""'), "backend.pool", '""', "the name of a pool"),
+    (RBD + 'polo = "rbd"\n', "backend.polo", 'unknown key "polo", did you mean "pool"?', RBD_KEYS),
+    (RBD + 'path = "images"\n', "backend.path", 'unknown key "path"', RBD_KEYS),
+    (RBD + "namespace = 1\n", "backend.namespace", "1", 'the name of a namespace of the pool, "" for the default one'),
+    (RBD + 'conf = "gone"\n', "backend.conf", '"gone" (No such file or directory)', "the path of an existing file"),
+    (
+        RBD + 'conf = "images"\n',
+        "backend.conf",
+        '"images", which is not a regular file',
+        "the path of an existing file",
+    ),
+    (RBD + 'user = ""\n', "backend.user", '""', 'the name of a Ceph user, without "client."'),
+    (RBD + 'timeout = "0"\n', "backend.timeout", '"0"', TIMEOUT),
+    (RBD + "timeout = 30\n", "backend.timeout", "30, a number without a unit", TIMEOUT),
     ('[backend]\ntype = "directory"\n', "backend.path", "nothing", "the path of an existing directory"),
     (BACKEND + "pool = 1\n", "backend.pool", 'unknown key "pool"', "direct, path, type"),
     (BACKEND.replace("images", "fusecache.toml"), "backend.path", None, "the path of an existing directory"),
@@ -258,7 +289,11 @@ def test_every_sample_is_valid_with_its_paths_moved_here_and_with_its_examples_s
     if uncommented:
         text = re.sub(r"(?m)^# (?=\w+ = )", "", text).replace("allow_other = false", "allow_other = true")
     for path in re.findall(rf'"({tmp_path}/[^"]*)"', text):
-        Path(path).mkdir(parents=True, exist_ok=True)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        if path.endswith(".conf"):
+            Path(path).touch()
+        else:
+            Path(path).mkdir(exist_ok=True)
     file = tmp_path / sample.name
     file.write_text(text)
     load_config(file)

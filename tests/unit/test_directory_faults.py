@@ -10,6 +10,7 @@ import pytest
 from fusecache.api import joined
 from fusecache.api.errors import FusecacheError
 from fusecache.backends.files import ImageFile
+from fusecache.testing.claims import FreeClaim
 from tests.support.image_directory import Events, failing_ext4, opened, small_tmpfs
 
 MODES = pytest.mark.parametrize("direct", [False, True], ids=["buffered", "direct"])
@@ -19,7 +20,7 @@ async def test_a_full_file_system_is_told_and_spoils_nothing_else(tmp_path: Path
     with small_tmpfs(tmp_path / "small", "64k") as small:
         async with opened(small) as backend:
             await backend.create("a", 1 << 20)
-            async with backend.open("a") as image:
+            async with backend.open("a", FreeClaim()) as image:
                 await image.write(0, memoryview(b"x" * 4096))
                 with pytest.raises(OSError, match="No space left") as caught:
                     await image.write(4096, memoryview(b"y" * (1 << 19)))
@@ -31,7 +32,7 @@ async def test_a_full_file_system_is_told_and_spoils_nothing_else(tmp_path: Path
 
 async def test_a_file_size_limit_is_told(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x" * 100)
-    async with opened(tmp_path) as backend, backend.open("a") as image:
+    async with opened(tmp_path) as backend, backend.open("a", FreeClaim()) as image:
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, limits[1]))
         try:
@@ -49,7 +50,7 @@ async def test_after_a_failed_flush_every_flush_fails(tmp_path: Path) -> None:
     with failing_ext4(tmp_path / "failing") as disk:
         async with opened(disk, events=events) as backend:
             await backend.create("a", 8 << 20)
-            async with backend.open("a") as image:
+            async with backend.open("a", FreeClaim()) as image:
                 await image.write(0, memoryview(os.urandom(8 << 20)))
                 with pytest.raises(OSError, match=r"No space|Input/output") as first:
                     await image.flush()
@@ -64,7 +65,7 @@ async def test_after_a_failed_flush_every_flush_fails(tmp_path: Path) -> None:
 async def test_an_image_that_shrank_is_an_error_and_one_event(tmp_path: Path, direct: bool) -> None:
     events = Events()
     (tmp_path / "a").write_bytes(b"x" * 20_000)
-    async with opened(tmp_path, direct=direct, events=events) as backend, backend.open("a") as image:
+    async with opened(tmp_path, direct=direct, events=events) as backend, backend.open("a", FreeClaim()) as image:
         os.truncate(tmp_path / "a", 10_000)
         assert joined(await image.read(0, 10_000)) == b"x" * 10_000
         for offset, length in ((9_999, 2), (0, 20_000), (15_000, 1), (8192, 4096), (12288, 4096)):
@@ -81,7 +82,7 @@ async def test_an_image_that_shrank_is_an_error_and_one_event(tmp_path: Path, di
 
 async def test_what_lay_behind_the_end_never_shows(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x" * 100)
-    async with opened(tmp_path) as backend, backend.open("a") as image:
+    async with opened(tmp_path) as backend, backend.open("a", FreeClaim()) as image:
         (tmp_path / "a").write_bytes(b"y" * 200)
         await image.resize(300)
         assert joined(await image.read(0, 300)) == b"y" * 100 + bytes(200)
@@ -100,7 +101,7 @@ async def test_where_ranges_cannot_be_zeroed_zeroes_are_written(tmp_path: Path) 
     # tmpfs punches holes, and has no other way to zero a range.
     with small_tmpfs(tmp_path / "small", "8m") as small:
         (small / "a").write_bytes(b"x" * (3 << 20))
-        async with opened(small) as backend, backend.open("a") as image:
+        async with opened(small) as backend, backend.open("a", FreeClaim()) as image:
             await image.write_zeroes(1, (1 << 20) + 7)
             await image.write_zeroes((2 << 20) - 3, 5)
         expected = bytearray(b"x" * (3 << 20))

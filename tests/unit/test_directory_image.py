@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from fusecache.api import Attempt, BackendImage, Buffers, Extent, ExtentKind, joined
 from fusecache.backends.directory_image import DirectoryImage
+from fusecache.testing.claims import FreeClaim
 from tests.support.image_directory import finished, opened, requires_direct
 
 MODES = pytest.mark.parametrize("direct", [False, True], ids=["buffered", "direct"])
@@ -103,7 +104,7 @@ def test_an_image_holds_what_a_byte_array_holds(
         content = os.urandom(size)
         (path / "a").write_bytes(content)
         async with opened(path, direct=direct) as backend:
-            async with backend.open("a") as image:
+            async with backend.open("a", FreeClaim()) as image:
                 checked = Checked(image, bytearray(content))
                 for n, (kind, one, other) in enumerate(steps):
                     await checked.step(kind, one, other, n + 1)
@@ -125,7 +126,7 @@ async def test_requests_side_by_side_do_not_disturb_each_other(tmp_path: Path, d
     edges = sorted({0, size, *range(0, size, 3000), *range(0, size, 2 * BLOCK)})
     async with (
         opened(tmp_path, direct=direct) as backend,
-        backend.open("a") as image,
+        backend.open("a", FreeClaim()) as image,
         trio.open_nursery() as nursery,
     ):
         for n, (start, end) in enumerate(itertools.pairwise(edges)):
@@ -141,7 +142,7 @@ async def test_requests_side_by_side_do_not_disturb_each_other(tmp_path: Path, d
 
 async def test_a_cached_read_is_answered_at_once_and_an_uncached_one_later(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(content := os.urandom(1 << 20))
-    async with opened(tmp_path) as backend, backend.open("a") as image:
+    async with opened(tmp_path) as backend, backend.open("a", FreeClaim()) as image:
         results: list[Buffers] = []
         ended = trio.Event()
 
@@ -173,13 +174,13 @@ def evict(path: Path) -> None:
 
 async def test_a_read_larger_than_the_scratch_memory_is_whole(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(content := os.urandom((3 << 20) + 5))
-    async with opened(tmp_path) as backend, backend.open("a") as image:
+    async with opened(tmp_path) as backend, backend.open("a", FreeClaim()) as image:
         assert joined(await image.read(0, len(content))) == content
 
 
 async def test_attempts_to_change_and_flush_finish_by_their_callback(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x" * 12288)
-    async with opened(tmp_path) as backend, backend.open("a") as image:
+    async with opened(tmp_path) as backend, backend.open("a", FreeClaim()) as image:
         await finished(lambda done: image.try_write(1, memoryview(b"ab"), done))
         assert await finished(lambda done: image.try_write_zeroes(4096, 10, done)) is Attempt.PENDING
         assert await finished(lambda done: image.try_discard(8192, 4096, done)) is Attempt.PENDING
@@ -193,7 +194,7 @@ async def test_a_discard_frees_space_and_zeroes_keep_it(tmp_path: Path, direct: 
     if direct:
         requires_direct(tmp_path)
     (tmp_path / "a").write_bytes(os.urandom(1 << 20))
-    async with opened(tmp_path, direct=direct) as backend, backend.open("a") as image:
+    async with opened(tmp_path, direct=direct) as backend, backend.open("a", FreeClaim()) as image:
         await image.flush()
         before = (await image.info()).allocated
         assert before is not None
@@ -213,7 +214,7 @@ async def test_very_many_extents_are_described_piece_by_piece(tmp_path: Path) ->
     async with opened(tmp_path) as backend:
         size = 3000 * 2 * BLOCK
         await backend.create("a", size)
-        async with backend.open("a") as image:
+        async with backend.open("a", FreeClaim()) as image:
             for n in range(3000):
                 await image.write(n * 2 * BLOCK, memoryview(b"x" * BLOCK))
             extents = await image.extents(0, size)
@@ -224,7 +225,7 @@ async def test_very_many_extents_are_described_piece_by_piece(tmp_path: Path) ->
 async def test_a_cancelled_write_ends_before_its_caller_does(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x" * 100)
     go = threading.Event()
-    async with opened(tmp_path) as backend, backend.open("a") as image:
+    async with opened(tmp_path) as backend, backend.open("a", FreeClaim()) as image:
         assert isinstance(image, DirectoryImage)
         image._changes.submit(lambda error: None, go.wait)
         image._try_writes = False
@@ -246,7 +247,7 @@ async def test_closing_waits_for_what_is_under_way(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x" * 100)
     ended: list[BaseException | None] = []
     async with opened(tmp_path) as backend:
-        async with backend.open("a") as image:
+        async with backend.open("a", FreeClaim()) as image:
             for n in range(100):
                 image.try_discard(n, 1, ended.append)
         assert ended == [None] * 100
@@ -261,12 +262,12 @@ async def test_a_call_that_hangs_keeps_its_image_locked_and_stops_no_other(
     (tmp_path / "b").write_bytes(b"x" * 100)
     go = threading.Event()
     async with opened(tmp_path) as backend:
-        async with backend.open("a") as image:
+        async with backend.open("a", FreeClaim()) as image:
             assert isinstance(image, DirectoryImage)
             for lane in (image._changes, image._others):
                 for _ in range(50):
                     lane.submit(lambda error: None, go.wait)
-            async with backend.open("b") as other:
+            async with backend.open("b", FreeClaim()) as other:
                 await other.write(0, memoryview(b"y"))
                 await other.flush()
         assert "is left open and locked" in caplog.text

@@ -16,6 +16,7 @@ import trio
 from fusecache.api import Identity
 from fusecache.api.errors import ImageBusy, VolumeReadOnly
 from fusecache.backends.marks import ATTRIBUTE
+from fusecache.testing.claims import FreeClaim
 from tests.support.image_directory import opened, requires_attributes
 
 HOLDER = """
@@ -51,7 +52,7 @@ def command_of(pid: int) -> str:
 
 
 async def identity_of(directory: Path, name: str, *, read_only: bool = False) -> tuple[Identity, bool]:
-    async with opened(directory) as backend, backend.open(name, read_only=read_only) as image:
+    async with opened(directory) as backend, backend.open(name, FreeClaim(), read_only=read_only) as image:
         return image.identity, image.durable_identity
 
 
@@ -68,7 +69,7 @@ async def test_an_image_held_by_another_process_is_busy_and_its_owner_named(imag
         async with opened(images) as backend:
             for read_only in (False, True):
                 with pytest.raises(ImageBusy) as caught:
-                    async with backend.open("a", read_only=read_only):
+                    async with backend.open("a", FreeClaim(), read_only=read_only):
                         pass
                 assert str(caught.value) == f"image 'a' is held by pid {pid} ({command_of(pid)})"
     assert (await identity_of(images, "a"))[1]
@@ -76,11 +77,11 @@ async def test_an_image_held_by_another_process_is_busy_and_its_owner_named(imag
 
 async def test_two_backends_exclude_each_other(images: Path) -> None:
     async with opened(images) as one, opened(images) as two:
-        async with one.open("a"):
+        async with one.open("a", FreeClaim()):
             with pytest.raises(ImageBusy, match=rf"held by pid {os.getpid()} \("):
-                async with two.open("a", read_only=True):
+                async with two.open("a", FreeClaim(), read_only=True):
                     pass
-        async with two.open("a"):
+        async with two.open("a", FreeClaim()):
             pass
 
 
@@ -90,7 +91,7 @@ async def test_a_lock_whose_owner_is_dead_names_another_process(images: Path) ->
         run("flock", "-x", str(file.fileno()), pass_fds=[file.fileno()])
         async with opened(images) as backend:
             with pytest.raises(ImageBusy, match="held by another process"):
-                async with backend.open("a"):
+                async with backend.open("a", FreeClaim()):
                     pass
 
 
@@ -98,7 +99,7 @@ async def test_a_cancelled_holder_gives_the_lock_up(tmp_path: Path) -> None:
     async with opened(tmp_path) as backend:
         await backend.create("a", 10)
         with trio.CancelScope() as scope:
-            async with backend.open("a"):
+            async with backend.open("a", FreeClaim()):
                 scope.cancel()
                 await trio.lowlevel.checkpoint()
         assert scope.cancelled_caught
@@ -162,7 +163,7 @@ async def test_an_immutable_image_opens_for_reading_only(images: Path) -> None:
     try:
         async with opened(images) as backend:
             assert (await backend.lookup("a")).read_only
-            async with backend.open("a") as image:
+            async with backend.open("a", FreeClaim()) as image:
                 assert image.read_only
                 assert not image.durable_identity
                 assert bytes((await image.read(4999, 1))[0]) == b"x"

@@ -14,6 +14,7 @@ import trio.testing
 
 from fusecache.api.errors import FusecacheError, ImageBusy, ImageExists, ImageGone, ImageNotFound, NotSupported
 from fusecache.backends import open_backend
+from fusecache.testing.claims import FreeClaim
 from tests.support.image_directory import Events, config, delivered, opened, requires_attributes
 
 
@@ -53,7 +54,7 @@ async def test_every_regular_file_is_an_image_and_nothing_else(tmp_path: Path) -
             with pytest.raises(ImageNotFound, match="not a regular file"):
                 await backend.lookup(name)
             with pytest.raises(ImageNotFound, match="not a regular file"):
-                async with backend.open(name):
+                async with backend.open(name, FreeClaim()):
                     pass
 
 
@@ -63,7 +64,7 @@ async def test_listing_and_looking_up_write_nothing(tmp_path: Path) -> None:
     async with opened(tmp_path) as backend:
         await backend.list()
         await backend.lookup("a")
-        async with backend.open("a", read_only=True) as image:
+        async with backend.open("a", FreeClaim(), read_only=True) as image:
             await image.info()
     assert snapshot(tmp_path) == before
 
@@ -97,7 +98,7 @@ async def test_names_that_are_not_utf8_lead_to_their_files(tmp_path: Path) -> No
     async with opened(tmp_path) as backend:
         (info,) = await backend.list()
         assert os.fsencode(info.name) == raw
-        async with backend.open(info.name) as image:
+        async with backend.open(info.name, FreeClaim()) as image:
             assert bytes((await image.read(0, 7))[0]) == b"content"
         await backend.rename(info.name, "good")
         assert (await backend.lookup("good")).key == info.key
@@ -125,7 +126,7 @@ async def test_a_created_image_is_sparse_private_and_reads_as_zeroes(tmp_path: P
         info = await backend.create("new", 1_000_001)
         assert (info.size, info.allocated) == (1_000_001, 0)
         assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o600
-        async with backend.open("new") as image:
+        async with backend.open("new", FreeClaim()) as image:
             assert bytes((await image.read(1_000_000, 1))[0]) == b"\0"
         with pytest.raises(ImageExists, match="'new' is taken"):
             await backend.create("new", 1)
@@ -157,7 +158,7 @@ async def test_a_rename_keeps_the_image_and_never_replaces_another(tmp_path: Pat
 async def test_an_open_image_is_not_removed(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"a")
     async with opened(tmp_path) as backend:
-        async with backend.open("a", read_only=True):
+        async with backend.open("a", FreeClaim(), read_only=True):
             with pytest.raises(ImageBusy, match=f"held by pid {os.getpid()}"):
                 await backend.remove("a")
         await backend.remove("a")
@@ -177,7 +178,7 @@ async def test_a_cancelled_create_happened_wholly(tmp_path: Path) -> None:
 
 async def test_an_open_image_knows_its_present_name(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"a")
-    async with opened(tmp_path) as backend, backend.open("a") as image:
+    async with opened(tmp_path) as backend, backend.open("a", FreeClaim()) as image:
         assert (await image.info()).name == "a"
         await backend.rename("a", "b")
         assert (await image.info()).name == "b"
@@ -195,7 +196,7 @@ async def test_an_image_moved_away_is_gone(tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
     (images / "a").write_bytes(b"a")
-    async with opened(images) as backend, backend.open("a") as image:
+    async with opened(images) as backend, backend.open("a", FreeClaim()) as image:
         (images / "a").rename(tmp_path / "a")
         with pytest.raises(ImageGone, match="moved out of"):
             await image.info()
@@ -242,7 +243,7 @@ async def test_no_descriptor_and_no_thread_outlives_the_backend(tmp_path: Path) 
         return [link for link in links if link.startswith(str(tmp_path))]
 
     async with opened(tmp_path) as backend:
-        async with backend.open("a"):
+        async with backend.open("a", FreeClaim()):
             assert len(ours()) == 2
         assert ours() == [str(tmp_path)]
     assert ours() == []

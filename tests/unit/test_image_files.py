@@ -16,6 +16,7 @@ from fusecache.api.errors import (
     VolumeReadOnly,
 )
 from fusecache.images.files import FilePolicy, ImageFile, ImageNode, RootDirectory, image_inode
+from fusecache.testing.claims import FreeClaim
 from fusecache.testing.gated import GatedVolume
 from fusecache.testing.harness import put
 from tests.support.images import Call, Shelf, read, shelf, write
@@ -258,7 +259,7 @@ async def test_attributes_come_with_the_lookup_and_later_from_what_is_there() ->
 
 
 async def put_behind(images: Shelf, data: bytes) -> None:
-    async with images.backend.open("disk") as volume:
+    async with images.backend.open("disk", FreeClaim()) as volume:
         await put(volume, 0, data)
 
 

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 import pytest
 
-from fusecache.api.errors import Fenced, ImageBusy, PluginMissing, PoolMissing
+from fusecache.api.backend import ImageRecord
+from fusecache.api.errors import CorruptState, Fenced, ImageBusy, PluginMissing, PoolMissing
+from fusecache.api.identity import Identity
 from fusecache.api.layer import API_VERSION, Layer, LayerContext, LayerPlugin
 from fusecache.api.volume import Volume
 from fusecache.config.schema import LayerConfig, StackConfig
-from fusecache.stack.plan import StackPlan, plan_stack
-from fusecache.state.manifest import Manifest, ManifestLayer
+from fusecache.stack.plan import StackPlan, manifest_in_force, plan_stack
+from fusecache.state.manifest import Manifest, ManifestLayer, encode
 
 HERE, THERE = "a" * 32, "b" * 32
 
@@ -166,3 +168,32 @@ def test_a_changed_config_waits_until_the_stack_is_clean(configured: StackConfig
 def test_equal_options_are_no_change() -> None:
     layer = ManifestLayer(index=0, plugin="rwl", options={"b": [1, 2], "a": "x"}, dirty=True)
     assert plan(stack((0, "rwl"), options={"a": "x", "b": (1, 2)}), record(layer)).deferred is None
+
+
+class TestTheManifestInForce:
+    """The local one, or the copy in the image's record."""
+
+    IDENTITY = Identity("directory:1")
+    LOST = record(dirty(0, "p"))
+
+    def in_force(self, local: Manifest | None, holder: str | None, copy: str) -> Manifest | None:
+        return manifest_in_force(local, ImageRecord(1, holder, "", copy), self.IDENTITY, HERE)
+
+    def test_it_is_the_local_one_where_the_record_does_not_know_better(self) -> None:
+        clean_one, copy = record(clean(0, "p")), encode(self.LOST).decode()
+        for local in (None, clean_one, record(dirty(1, "p"))):
+            assert manifest_in_force(local, None, self.IDENTITY, HERE) is local
+            assert self.in_force(local, None, "") is local
+            assert self.in_force(local, THERE, copy) is local
+        dirty_one = record(dirty(1, "p"))
+        assert self.in_force(dirty_one, HERE, copy) is dirty_one
+
+    @pytest.mark.parametrize("local", [None, record(clean(0, "p")), record()])
+    def test_dirty_data_on_record_is_not_passed_over(self, local: Manifest | None) -> None:
+        assert self.in_force(local, HERE, encode(self.LOST).decode()) == self.LOST
+
+    def test_a_copy_that_is_none_is_refused(self) -> None:
+        other = self.LOST.model_copy(update={"identity": "directory:2"})
+        for copy, reason in (("", "whose copy is no manifest"), (encode(other).decode(), "is of directory:2")):
+            with pytest.raises(CorruptState, match=reason):
+                self.in_force(None, HERE, copy)

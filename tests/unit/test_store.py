@@ -12,6 +12,7 @@ import pytest
 
 from fusecache.api.errors import CorruptState, ImageBusy
 from fusecache.api.identity import Identity
+from fusecache.state import files as files_module
 from fusecache.state import store as store_module
 from fusecache.state.manifest import Manifest, ManifestLayer, encode
 from fusecache.state.store import MountRecord, StateStore, boot_id, process_start_time
@@ -160,7 +161,7 @@ def test_a_damaged_manifest_is_refused_with_its_path_and_kept(store: StateStore)
 
 
 # The calls a replacement is made of, in their order, each with what a crash right before it leaves behind.
-STEPS = [("os.open", OLD), ("os.write", OLD), ("os.fsync", OLD), ("Path.rename", OLD), ("_sync_directory", NEW)]
+STEPS = [("os.open", OLD), ("os.write", OLD), ("os.fsync", OLD), ("Path.rename", OLD), ("sync_directory", NEW)]
 
 
 @pytest.mark.parametrize(("step", "left"), STEPS)
@@ -174,7 +175,7 @@ def test_a_crash_at_any_step_leaves_the_old_or_the_new_manifest(
     with store.lock_image(IDENTITY, name="disk.img", mountpoint=None) as state:
         state.write_manifest(OLD)
         with monkeypatch.context() as patch:
-            patch.setattr(f"{store_module.__name__}.{step}", fail)
+            patch.setattr(f"{files_module.__name__}.{step}", fail)
             with pytest.raises(failure):
                 state.write_manifest(NEW)
         assert state.read_manifest() == left

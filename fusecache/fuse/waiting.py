@@ -1,0 +1,104 @@
+"""How the channel waits for the next request, or for a result.
+
+Owns which way of waiting suits what is awaited, from the quickest to the cheapest. It must not know requests.
+
+1. **Spinning**, where the kernel or its threads do the work: see :mod:`fusecache.fuse.spin`.
+2. **Blocking in select()** where threads of ours do it: they need the interpreter, which a spin would keep from them.
+3. **Outlasting**: a few milliseconds of that, after every other task has had its turn. Going to sleep in trio and
+   coming back takes longer than all else we do for a request, and a cluster answers in less than that.
+4. **Sleeping** in trio.
+"""
+
+import os
+import select
+import time
+from typing import Final
+
+import trio
+
+from fusecache.api.completions import Completions
+from fusecache.fuse.spin import Spin
+
+_SELECT_LIMIT: Final = 1024
+_STEPS: Final = 4
+_STEP: Final = 0.001
+"""Seconds that tasks which nobody told us of may have to wait for their turn."""
+
+
+class Waiting:
+    """The waiting of one channel.
+
+    Args:
+        fd: becomes readable with a request.
+        relay: becomes readable with something that a task of trio's has to do.
+    """
+
+    def __init__(self, fd: int, relay: int, completions: Completions, spin: Spin) -> None:
+        self._fd = fd
+        self._fds = (fd, completions.fd, relay)
+        self._selectable = max(self._fds) < _SELECT_LIMIT
+        self._completions = completions
+        self._spin = spin
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN)
+
+    def linger(self, pending: bool) -> bool:
+        """Wait for as long as a spin lasts; True when there is something to do.
+
+        Args:
+            pending: a request has not been answered yet.
+        """
+        completions, spin = self._completions, self._spin
+        if completions.outstanding > completions.detached:
+            if completions.stop_polling():
+                return True
+            if not (self._selectable and spin.allowed()):
+                return False
+            found = self._select(spin.seconds)
+        else:
+            if completions.drain():
+                return True
+            # Where only tasks of this loop and pyfuse3 are awaited, they need the loop.
+            if (pending and not completions.detached) or not spin.allowed():
+                return False
+            found = self._poll_until(time.perf_counter_ns() + spin.nanoseconds)
+        if found:
+            spin.hit()
+        else:
+            spin.missed()
+        return found
+
+    async def outlast(self, relayed: bool) -> bool:
+        """Wait some milliseconds for results of threads; True when there is something to do.
+
+        To be called when nobody polls the completions. A cancellation leaves nothing undone.
+
+        Args:
+            relayed: pyfuse3 has something to do.
+        """
+        completions = self._completions
+        if relayed or not self._selectable:
+            return False
+        for _ in range(_STEPS):
+            if completions.outstanding <= completions.detached:
+                return False
+            await trio.lowlevel.checkpoint()
+            if self._select(_STEP):
+                return True
+        return False
+
+    def _select(self, seconds: float) -> bool:
+        readable, _, _ = select.select(self._fds, (), (), seconds)
+        if self._completions.fd in readable:
+            self._completions.acknowledge()
+            return True
+        return self._fd in readable
+
+    def _poll_until(self, deadline: int) -> bool:
+        poll, drain = self._poll.poll, self._completions.drain
+        while not drain() and not poll(0):
+            if time.perf_counter_ns() > deadline:
+                return False
+            # Somebody we wait for may be waiting for this very CPU.
+            os.sched_yield()
+        return True

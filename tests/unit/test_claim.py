@@ -1,0 +1,175 @@
+"""The claim on an image: the state directory's lock when the backend asks, and never the loop's time."""
+
+import os
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from fusecache.api.errors import ContractViolation, ImageBusy, VolumeClosed
+from fusecache.api.identity import Identity
+from fusecache.stack import claim as claim_module
+from fusecache.stack.claim import HostClaim, claiming
+from fusecache.state.image_state import ImageState
+from fusecache.state.store import StateStore
+
+IDENTITY = Identity("rbd:fsid:1::abc")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> StateStore:
+    return StateStore(tmp_path)
+
+
+@asynccontextmanager
+async def claimed(store: StateStore, client: str = "C") -> AsyncIterator[HostClaim]:
+    async with claiming(store, name="disk", mountpoint=None, take_over=False) as claim:
+        await claim(IDENTITY, client)
+        yield claim
+
+
+class Hanging:
+    """Has the locking of images hang."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.go = threading.Event()
+        self.ended = threading.Event()
+        self._lock = StateStore.lock_image
+        # A function, which becomes a method; a bound method would not.
+        monkeypatch.setattr(StateStore, "lock_image", lambda *args, **kwargs: self._hang(*args, **kwargs))  # noqa: PLW0108
+
+    def _hang(self, *args: object, **kwargs: object) -> ImageState:
+        self.go.wait()
+        try:
+            return self._lock(*args, **kwargs)  # type: ignore[arg-type]
+        finally:
+            self.ended.set()
+
+
+@pytest.fixture
+def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hanging]:
+    made = Hanging(monkeypatch)
+    yield made
+    made.go.set()
+
+
+async def test_a_claim_locks_the_image_until_the_end(store: StateStore) -> None:
+    async with claiming(store, name="disk", mountpoint="/mnt/images", take_over=True) as claim:
+        assert (claim.host, claim.take_over, claim.state) == (store.host(), True, None)
+        with store.lock_image(IDENTITY, name="disk", mountpoint=None):
+            pass
+        assert await claim(IDENTITY, "C") == ()
+        with pytest.raises(ImageBusy, match="mounted at /mnt/images"):
+            store.lock_image(IDENTITY, name="disk", mountpoint=None)
+    with store.lock_image(IDENTITY, name="disk", mountpoint=None) as state:
+        assert state.former == ()
+
+
+async def test_former_clients_are_told_and_forgotten_once_settled(store: StateStore) -> None:
+    os.close(store.lock_image(IDENTITY, name="disk", mountpoint=None, client="F")._fd)
+    for settles in (False, True):
+        async with claiming(store, name="disk", mountpoint=None, take_over=False) as claim:
+            assert await claim(IDENTITY, "C") == ("F",)
+            if settles:
+                await claim.use(ImageState.settle)
+    async with claimed(store) as claim:
+        assert claim.state is not None
+        assert claim.state.former == ()
+
+
+async def test_a_claim_that_is_refused_holds_nothing(store: StateStore) -> None:
+    async with claimed(store), claiming(store, name="disk", mountpoint=None, take_over=False) as other:
+        with pytest.raises(ImageBusy):
+            await other(IDENTITY, "D")
+        assert other.state is None
+    async with claimed(store) as claim:
+        assert claim.state is not None
+        assert claim.state.former == ()
+
+
+async def test_a_second_claim_in_one_open_is_a_fault(store: StateStore) -> None:
+    async with claimed(store) as claim:
+        with pytest.raises(ContractViolation):
+            await claim(IDENTITY, "C")
+
+
+async def test_state_is_used_under_the_claim_only(store: StateStore) -> None:
+    async with claiming(store, name="disk", mountpoint=None, take_over=False) as claim:
+        with pytest.raises(VolumeClosed):
+            await claim.use(ImageState.read_manifest)
+        await claim(IDENTITY, "C")
+        assert await claim.use(ImageState.read_manifest) is None
+    with pytest.raises(VolumeClosed):
+        await claim.use(ImageState.read_manifest)
+
+
+async def test_a_cancelled_claim_does_not_wait_and_leaves_the_image_free(
+    store: StateStore, hanging: Hanging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claim_module, "_PATIENCE", 0.01)
+    with trio.fail_after(5):
+        with trio.move_on_after(0.01) as patience:
+            async with claimed(store):
+                raise AssertionError("the image is not locked")
+        assert patience.cancelled_caught
+        hanging.go.set()
+        await trio.to_thread.run_sync(hanging.ended.wait)
+        await until_free(store)
+    assert not list(store.directory.glob("images/*/clients"))
+
+
+async def until_free(store: StateStore) -> None:
+    """Wait until a thread that was left behind has released the image."""
+    while True:
+        try:
+            store.lock_image(IDENTITY, name="disk", mountpoint=None).release()
+        except ImageBusy:
+            await trio.sleep(0.001)
+        else:
+            return
+
+
+async def test_a_hanging_state_directory_takes_no_thread_of_others(
+    store: StateStore, hanging: Hanging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claim_module, "_PATIENCE", 0.01)
+    limiter = trio.to_thread.current_default_thread_limiter()
+    async with trio.open_nursery() as nursery:
+
+        async def claim_it() -> None:
+            async with claimed(store):
+                raise AssertionError("the image is not locked")
+
+        for _ in range(2 * int(limiter.total_tokens)):
+            nursery.start_soon(claim_it)
+        await trio.testing.wait_all_tasks_blocked()
+        assert limiter.borrowed_tokens == 0
+        nursery.cancel_scope.cancel()
+
+
+async def test_giving_up_waits_for_what_a_thread_still_does_with_the_state(store: StateStore) -> None:
+    go, begun = threading.Event(), threading.Event()
+
+    def work(state: ImageState) -> None:
+        begun.set()
+        go.wait()
+
+    async with trio.open_nursery() as nursery:
+
+        async def use_it() -> None:
+            async with claimed(store) as claim:
+                await claim.use(work)
+
+        nursery.start_soon(use_it)
+        await trio.to_thread.run_sync(begun.wait)
+        nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(ImageBusy):
+                store.lock_image(IDENTITY, name="disk", mountpoint=None)
+            go.set()
+    store.lock_image(IDENTITY, name="disk", mountpoint=None).release()
