@@ -4,7 +4,7 @@ Owns how images are found, created and opened. It must not know layers, files or
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -87,6 +87,13 @@ class Claim(Protocol):
 
         Raises:
             ImageBusy: another process of this host has the image open.
+        """
+
+    def keep(self) -> Callable[[], None]:
+        """Hold this host's lock, and keep our client on record, until the returned function is called; any thread.
+
+        For a lock of the backend's that cannot be given up before the open ends: as long as it may be ours, the next
+        process must find out who has it. Where it is never given up, the claim ends with the process.
         """
 
 

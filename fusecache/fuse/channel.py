@@ -168,13 +168,8 @@ class Channel:
                 completions.hand_over()
                 if self._full:
                     self._set_full(False)
-                if (
-                    not waiting.linger(bool(self._pending))
-                    and not completions.stop_polling()
-                    and not await waiting.outlast(bool(self._relayed))
-                ):
-                    await self._park()
-                    budget = _BATCH
+                lingered = waiting.linger(bool(self._pending))
+                budget = budget - lingered if lingered else await self._slept()
                 continue
             except OSError as error:
                 free.append(slot)
@@ -198,6 +193,12 @@ class Channel:
             if not kept:
                 slot.clear()
                 free.append(slot)
+
+    async def _slept(self) -> int:
+        """Sleep until there is something to do; return how many requests may follow before the next checkpoint."""
+        if not self._completions.stop_polling() and not await self._waiting.outlast(bool(self._relayed)):
+            await self._park()
+        return _BATCH
 
     async def _park(self) -> None:
         with trio.move_on_after(_TRIM_AFTER):

@@ -3,9 +3,10 @@
 Owns which way of waiting suits what is awaited, from the quickest to the cheapest. It must not know requests.
 
 1. **Spinning**, where the kernel or its threads do the work: see :mod:`fusecache.fuse.spin`.
-2. **Blocking in select()** where threads of ours do it: they need the interpreter, which a spin would keep from them.
-3. **Outlasting**: a few milliseconds of that, after every other task has had its turn. Going to sleep in trio and
-   coming back takes longer than all else we do for a request, and a cluster answers in less than that.
+2. **Blocking in select()** for a moment where threads do it: they need the CPU or the interpreter, which a spin would
+   keep from them. Going to sleep in trio and coming back takes longer than all else we do for a request, and what a
+   cluster needs is often less than that moment.
+3. **Outlasting**: some moments more, before each of which every other task has its turn.
 4. **Sleeping** in trio.
 """
 
@@ -21,8 +22,10 @@ from fusecache.fuse.spin import Spin
 
 _SELECT_LIMIT: Final = 1024
 _STEPS: Final = 4
-_STEP: Final = 0.001
-"""Seconds that tasks which nobody told us of may have to wait for their turn."""
+_MOMENT: Final = 0.001
+"""Seconds."""
+_SPUN: Final = 1
+_BLOCKED: Final = 8
 
 
 class Waiting:
@@ -42,8 +45,10 @@ class Waiting:
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
 
-    def linger(self, pending: bool) -> bool:
-        """Wait for as long as a spin lasts; True when there is something to do.
+    def linger(self, pending: bool) -> int:
+        """Wait for a moment at most; return 0 when there is nothing to do.
+
+        Otherwise how many requests the waiting counts for towards the next turn of other tasks.
 
         Args:
             pending: a request has not been answered yet.
@@ -51,22 +56,18 @@ class Waiting:
         completions, spin = self._completions, self._spin
         if completions.outstanding > completions.detached:
             if completions.stop_polling():
-                return True
-            if not (self._selectable and spin.allowed()):
-                return False
-            found = self._select(spin.seconds)
-        else:
-            if completions.drain():
-                return True
-            # Where only tasks of this loop and pyfuse3 are awaited, they need the loop.
-            if (pending and not completions.detached) or not spin.allowed():
-                return False
-            found = self._poll_until(time.perf_counter_ns() + spin.nanoseconds)
-        if found:
+                return _SPUN
+            return _BLOCKED if self._selectable and self._select(_MOMENT) else 0
+        if completions.drain():
+            return _SPUN
+        # Where only tasks of this loop and pyfuse3 are awaited, they need the loop.
+        if (pending and not completions.detached) or not spin.allowed():
+            return 0
+        if self._poll_until(time.perf_counter_ns() + spin.nanoseconds):
             spin.hit()
-        else:
-            spin.missed()
-        return found
+            return _SPUN
+        spin.missed()
+        return 0
 
     async def outlast(self, relayed: bool) -> bool:
         """Wait some milliseconds for results of threads; True when there is something to do.
@@ -83,7 +84,7 @@ class Waiting:
             if completions.outstanding <= completions.detached:
                 return False
             await trio.lowlevel.checkpoint()
-            if self._select(_STEP):
+            if self._select(_MOMENT):
                 return True
         return False
 

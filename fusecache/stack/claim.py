@@ -47,6 +47,9 @@ class HostClaim:
         self._mountpoint = mountpoint
         self._steps = threading.Lock()  # orders what may run on two threads after a cancellation
         self._over = False
+        self._keeping = threading.Lock()  # guards the two below; held for a few bytecodes
+        self._kept = 0
+        self._given_up = False
 
     async def __call__(self, identity: Identity, client: str) -> Sequence[str]:
         """See :class:`fusecache.api.Claim`. A cancelled call does not wait; what it took is released in the end."""
@@ -59,12 +62,38 @@ class HostClaim:
         """Run ``work(state, *args)`` on a thread. A cancelled call does not wait, but the lock outlives the work."""
         return await _abandonable(partial(self._use, work, *args))
 
+    def keep(self) -> Callable[[], None]:
+        """See :class:`fusecache.api.Claim`."""
+        with self._keeping:
+            self._kept += 1
+        pending = [True]
+
+        def release() -> None:
+            with self._keeping:
+                if not pending:
+                    return
+                pending.clear()
+                self._kept -= 1
+                last = self._given_up and not self._kept
+            if last:
+                # The caller's thread may be one that must not wait for a state directory.
+                threading.Thread(target=self._release, name="claim-release", daemon=True).start()
+
+        return release
+
     async def release(self) -> None:
         """Give the right up, after the backend has closed the image; shielded.
 
+        Where the backend has still to close it, that happens then, and the image stays locked until it does.
         A state directory that hangs is waited for three seconds; then a thread of its own goes on with it, and the
         image stays locked until that ends.
         """
+        with self._keeping:
+            self._given_up = True
+            kept = self._kept
+        if kept:
+            log.error("image %r stays locked on this host until the backend has closed it", self._name)
+            return
         with trio.move_on_after(_PATIENCE, shield=True) as patience:
             # Never behind others that hang: what is given up here is then free when the state directory is back.
             await trio.to_thread.run_sync(self._release, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))

@@ -3,7 +3,7 @@
 Owns what a backend under test is given to ask for an image. It must not know any backend.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -54,3 +54,7 @@ class FreeClaim(Claim):
         if self._refusal is not None:
             raise self._refusal
         return self._gone
+
+    def keep(self) -> Callable[[], None]:
+        """See :class:`fusecache.api.Claim`; nothing is held here."""
+        return lambda: None

@@ -4,7 +4,7 @@ import errno
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -183,7 +183,7 @@ async def test_our_own_guard_is_lifted_for_the_open_and_put_back(
 async def test_a_guard_that_a_crash_left_lifted_is_put_back(client: Client, ceph_cluster: Cluster, image: str) -> None:
     async with owned(client, image, FreeClaim(HERE)) as own:
         await own.records.write(DIRTY, guard=True)
-    assert change_guard(client.ioctx, await fetch_header(client, image), GUARD, LIFTED)
+    assert await change_guard(client, await fetch_header(client, image), GUARD, LIFTED)
     assert (await opened_by_stranger(ceph_cluster, image)).returncode == 0
     async with owned(client, image, FreeClaim(HERE)):
         assert await guard_of(client, image) == GUARD
@@ -275,6 +275,7 @@ async def test_a_guard_that_nobody_answers_for_is_named_with_the_command(
     [
         ("rbd_cache", "true"),
         ("rbd_blocklist_on_break_lock", "false"),
+        ("rbd_blocklist_expire_seconds", "60"),
         ("rbd_persistent_cache_mode", "rwl"),
         ("rbd_disable_zero_copy_writes", "false"),
         ("rbd_plugins", "pwl_cache"),
@@ -332,8 +333,14 @@ class _Canceller(trio.abc.Instrument):
 def test_a_user_who_may_not_blocklist_is_told_so(number: int) -> None:
     # The clusters of tests let everybody do everything.
     class Refusing:
+        def lock_get_owners(self) -> list[dict[str, str]]:
+            return [{"owner": "10.0.0.1:0/1"}]
+
+        def blocklist(self, address: str, seconds: float) -> None:
+            """Nothing."""
+
         def lock_break(self, mode: int, owner: str) -> None:
             raise rbd.OSError("cannot blocklist", number)
 
     with pytest.raises(FusecacheError, match=r"blocklist the client 10\.0\.0\.1:0/1, .* mon 'profile rbd'"):
-        ownership._break(Refusing(), "10.0.0.1:0/1", "rbd/disk")
+        ownership._break(Refusing(), "10.0.0.1:0/1", "rbd/disk", cast(Client, Refusing()))

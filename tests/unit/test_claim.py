@@ -122,6 +122,21 @@ async def test_a_cancelled_claim_does_not_wait_and_leaves_the_image_free(
     assert not list(store.directory.glob("images/*/clients"))
 
 
+async def test_a_claim_that_is_kept_stays_on_record_until_it_is_let_go(store: StateStore) -> None:
+    async with claimed(store) as claim:
+        releases = [claim.keep(), claim.keep()]
+    (clients,) = store.directory.glob("images/*/clients")
+    for release in releases:
+        assert clients.read_text() == "C\n"
+        with pytest.raises(ImageBusy):
+            store.lock_image(IDENTITY, name="disk", mountpoint=None)
+        release()
+        release()
+    with trio.fail_after(5):
+        await until_free(store)
+    assert not clients.exists()
+
+
 async def until_free(store: StateStore) -> None:
     """Wait until a thread that was left behind has released the image."""
     while True:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from fusecache.api import Backend, BackendImage, Claim, Completions, Emit, FusecacheError, ImageInfo, ImageRecord
-from fusecache.api.errors import Fenced, ImageBusy, ImageGone, ImageNotFound
+from fusecache.api.errors import Fenced, ImageBusy, ImageGone, ImageNotFound, NotSupported
 from fusecache.backends.rbd import names
 from fusecache.backends.rbd.client import Client, Settings
 from fusecache.backends.rbd.clients import Clients
@@ -28,7 +28,8 @@ from fusecache.backends.rbd.lookup import (
     fetch_name,
 )
 from fusecache.backends.rbd.opening import open_handle
-from fusecache.backends.rbd.ownership import guard_lifted, open_owned
+from fusecache.backends.rbd.ownership import open_owned, open_past_guard
+from fusecache.backends.rbd.reads import ReadClient
 from fusecache.backends.rbd.records import RbdRecords, decoded_record
 from fusecache.backends.records import check_holder
 
@@ -48,7 +49,11 @@ async def open_backend(config: Settings, completions: Completions, emit: Emit) -
     try:
         async with clients.lent() as client:
             describer = names.Describer(client.fsid, client.pool_id, config.namespace)
-        yield RbdBackend(config, clients, describer, emit)
+        reads = ReadClient(config, completions)
+        try:
+            yield RbdBackend(config, clients, reads, describer, emit)
+        finally:
+            await reads.close()
     finally:
         await clients.close()
 
@@ -56,9 +61,12 @@ async def open_backend(config: Settings, completions: Completions, emit: Emit) -
 class RbdBackend(Backend):
     """See the module; made by :func:`open_backend`."""
 
-    def __init__(self, settings: Settings, clients: Clients, describer: names.Describer, emit: Emit) -> None:
+    def __init__(
+        self, settings: Settings, clients: Clients, reads: ReadClient, describer: names.Describer, emit: Emit
+    ) -> None:
         self.description = ":".join(["rbd", "/".join(filter(None, [settings.pool, settings.namespace]))])
         self._clients = clients
+        self._reads = reads
         self._emit = emit
         self._describer = describer
 
@@ -140,14 +148,16 @@ class RbdBackend(Backend):
         identity = self._describer.identity(header)
 
         async def opened(client: Client) -> RbdImage:
+            handle = await open_owned(client, header, identity, claim)
             return RbdImage(
-                await open_owned(client, header, identity, claim),
+                handle,
                 identity,
                 client=client,
                 emit=self._emit,
                 describe=partial(self._describe, header.id, None),
                 read_only=read_only,
                 records=RbdRecords(client, header, identity),
+                reads=None if handle.is_clone else self._reads.reads(header.id),
             )
 
         return opened
@@ -158,13 +168,23 @@ class RbdBackend(Backend):
         identity = self._describer.identity(header)
 
         async def opened(client: Client) -> RbdImage:
-            # What was never written back is not in a snapshot either; only the guard is in the way.
-            check_holder(decoded_record(header, identity), claim, header.name)
+            async def checked() -> Header:
+                found = await fetch_header_of(client, header.id, header.name)
+                record = decoded_record(found, identity)
+                check_holder(record, claim, found.name)
+                # What was never written back is not in a snapshot either; only the guard is in the way.
+                if snapshot is None and record is not None and record.holder is not None:
+                    raise NotSupported(
+                        f"image {found.name!r} has dirty data on host {record.holder_name or record.holder}, and can "
+                        "only be opened without it: the feature exclusive-lock was disabled meanwhile; "
+                        f"`rbd feature enable {found.name} exclusive-lock` brings it back"
+                    )
+                return found
+
             name = None if snapshot is None else snapshot.name
-            async with guard_lifted(client, header, identity):
-                handle = await open_handle(client, header.id, header.name, snapshot=name, read_only=True)
+            open_it = partial(open_handle, client, header.id, header.name, snapshot=name, read_only=True)
             return RbdImage(
-                handle,
+                await open_past_guard(client, identity, checked, open_it),
                 self._describer.identity(header, snapshot),
                 client=client,
                 emit=self._emit,

@@ -11,6 +11,7 @@ there, for data must not be given up. What only looks, opens or looks up is give
 """
 
 import errno
+import json
 import logging
 import math
 import os
@@ -42,17 +43,16 @@ _LOOKS_AT_ONCE: Final = 2
 _CALLS_AT_ONCE: Final = 4
 _LONG_CALLS_AT_ONCE: Final = 2
 
-_OVERRIDES: Final = {
+OVERRIDES: Final = {
     "rbd_cache": "false",
     "rbd_blocklist_on_break_lock": "true",
+    # With any other value librbd asks the monitors in a way that they do not understand, and breaks no lock.
+    "rbd_blocklist_expire_seconds": "0",
     # Data requests wait for the cluster.
     "rados_osd_op_timeout": "0",
     "rados_mon_op_timeout": "0",
     # Otherwise librbd reads what is written from memory that the binding does not keep.
     "rbd_disable_zero_copy_writes": "true",
-    # One thread each: more would only wake each other for every request.
-    "librados_thread_count": "1",
-    "ms_async_op_threads": "1",
     # librbd works on threads of its own, not on the event loop's.
     "rbd_non_blocking_aio": "true",
     # Full throttles would block the event loop, which submits requests; how many there are is bounded elsewhere.
@@ -235,6 +235,20 @@ class Client:
         """Find out now, not only at the next beat, whether the client is lost. For whoever saw :data:`BLOCKLISTED`."""
         self._doubt.set()
 
+    def blocklist(self, address: str, seconds: float) -> None:
+        """Have the cluster refuse the client *address* for so long from now on. Blocking; any thread.
+
+        One that is refused already stays so for as long as was said then.
+
+        Raises:
+            rados.Error
+        """
+        assert self._cluster is not None
+        command = {"prefix": "osd blocklist", "blocklistop": "add", "addr": address, "expire": seconds}
+        result, _, reason = self._cluster.mon_command(json.dumps(command), b"")
+        if result < 0:
+            raise rados.OSError(reason, errno=-result)
+
     def keep(self) -> Callable[[], None]:
         """Keep the connection alive, also beyond :meth:`close`, until the returned function is called. Any thread.
 
@@ -337,7 +351,7 @@ def _disconnect(connected: tuple["rados.Rados", Any, Any, Any, Any]) -> None:
 
 def _configured(settings: Settings) -> "rados.Rados":
     conf = str(settings.conf) if settings.conf is not None else ""
-    overrides = {**_OVERRIDES, "client_mount_timeout": str(math.ceil(settings.timeout))}
+    overrides = {**OVERRIDES, "client_mount_timeout": str(math.ceil(settings.timeout))}
     try:
         return rados.Rados(rados_id=settings.user, conffile=conf, conf=overrides)
     except CEPH_ERRORS as error:

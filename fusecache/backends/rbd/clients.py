@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from fusecache.api import Completions
+from fusecache.api import Completions, FusecacheError
 from fusecache.backends.rbd.client import Client, Settings
 
 
@@ -29,6 +29,8 @@ class Clients:
         self._shared: Client | None = None
         self._borrowers: Counter[Client] = Counter()
         self._connecting = trio.Lock()
+        self._failures = 0
+        self._reason = ""
 
     @asynccontextmanager
     async def lent(self, *, dedicated: bool = False) -> AsyncIterator[Client]:
@@ -52,9 +54,17 @@ class Clients:
 
     async def _usable(self) -> Client:
         """Return the shared client; a new one where there is none or the cluster has blocklisted it."""
+        failures = self._failures
         async with self._connecting:
             if self._shared is None or self._shared.lost:
-                client = await self._connected()
+                if self._failures != failures:
+                    # Who waited for an attempt of another's does not wait for one of its own as well.
+                    raise FusecacheError(self._reason)
+                try:
+                    client = await self._connected()
+                except FusecacheError as error:
+                    self._failures, self._reason = self._failures + 1, str(error)
+                    raise
                 former, self._shared = self._shared, client
                 if former is not None:
                     await self._end_unused(former)

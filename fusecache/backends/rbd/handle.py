@@ -33,6 +33,7 @@ class OpenHandle:
         name: for messages.
         size: bytes.
         object_size: bytes of one object; a power of two.
+        is_clone: what it does not have itself may be its parent's.
     """
 
     def __init__(self, image: Any, keep: Callable[[], Callable[[], None]], snapshot: str | None = None) -> None:
@@ -47,10 +48,15 @@ class OpenHandle:
         self.name = name if snapshot is None else f"{name}@{snapshot}"
         self.size: int = found["size"]
         self.object_size: int = found["obj_size"]
+        self.is_clone = image.overlap() > 0
         self._lock = threading.Lock()  # guards the two below; held for a few bytecodes
         self._users = 0
         self._ended: Callable[[], None] | None = None
-        self._release = keep()
+        self._releases = [keep()]
+
+    def when_closed(self, release: Callable[[], None]) -> None:
+        """Call *release* once librbd has closed the image, on a thread of its own. Before :meth:`close` only."""
+        self._releases.append(release)
 
     def use(self, work: Callable[..., Any], *args: Any) -> Any:
         """Return ``work(image, *args)``, which blocks; closing waits for it. Any thread but the loop's.
@@ -95,7 +101,8 @@ class OpenHandle:
     def _gone(self, error: int) -> None:
         if error:
             log.warning("%s: closing it ended with %s", self.name, errno.errorcode.get(error, error))
-        self._release()
+        for release in self._releases:
+            release()
         _closing.discard(self)
         assert self._ended is not None
         self._ended()

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, NoReturn, Protocol
+from typing import Any, Final, NoReturn
 
 import rbd
 import trio
@@ -44,6 +44,8 @@ from fusecache.backends.rbd.errors import BLOCKLISTED, translated
 from fusecache.backends.rbd.extents import survey
 from fusecache.backends.rbd.failures import Failures
 from fusecache.backends.rbd.handle import OpenHandle
+from fusecache.backends.rbd.reads import Reads
+from fusecache.backends.rbd.records import RbdRecords
 
 log = logging.getLogger(__name__)
 
@@ -52,14 +54,6 @@ _PATIENCE: Final = 3.0
 
 _MOST_OBJECTS: Final = 1024
 """Objects that one call of librbd may zero: it starts as many requests to the cluster at once."""
-
-
-class Records(Protocol):
-    """Where the image's record is kept."""
-
-    async def read(self) -> ImageRecord | None: ...
-
-    async def write(self, record: ImageRecord, *, guard: bool) -> None: ...
 
 
 class RbdImage(BackendImage):
@@ -76,6 +70,7 @@ class RbdImage(BackendImage):
         handle: under its exclusive lock unless *read_only*; owned from now on.
         describe: returns the description under the image's present name.
         records: None where there is no record.
+        reads: a handle for reading, closed with the image; None where that one has no lock.
     """
 
     def __init__(
@@ -89,7 +84,8 @@ class RbdImage(BackendImage):
         read_only: bool = False,
         cacheable: bool = True,
         note: str = "",
-        records: Records | None = None,
+        records: RbdRecords | None = None,
+        reads: Reads | None = None,
     ) -> None:
         self.size = handle.size
         self.read_only = read_only
@@ -114,6 +110,7 @@ class RbdImage(BackendImage):
         self._aio_zero = handle.image.aio_write_zeroes
         self._aio_flush = handle.image.aio_flush
         self._withdraw = client.on_lost(self._failures.lose)
+        self._reads = reads
 
     def __repr__(self) -> str:
         return f"<RbdImage {self._handle.name} size={self.size}{' read-only' if self.read_only else ''}>"
@@ -128,16 +125,19 @@ class RbdImage(BackendImage):
             return
         self._closed = True
         self._aio_read = self._aio_write = self._aio_zero = self._aio_flush = self._refuse_closed
+        if self._reads is not None:
+            self._reads.stop()
         self._withdraw()
         closed = trio.Event()
         self._completions.expect()
-        with trio.move_on_after(_PATIENCE, shield=True):
+        with trio.move_on_after(_PATIENCE, shield=True) as patience:
             await self._drained()
-            self._handle.close(partial(self._post, closed.set))
+        self._handle.close(partial(self._post, closed.set))
+        with trio.CancelScope(deadline=patience.deadline, shield=True):
+            if self._reads is not None:
+                await self._reads.closed()
             await closed.wait()
             return
-        if self._under_way:
-            self._handle.close(partial(self._post, closed.set))
         log.error("%s is left behind, still locked: the cluster does not answer", self._handle.name)
 
     async def _drained(self) -> None:
@@ -149,7 +149,11 @@ class RbdImage(BackendImage):
         await self._lost.wait()
 
     async def info(self) -> ImageInfo:
-        return await self._describe()
+        info = await self._describe()
+        if info.size != self.size and self._reads is not None:
+            # Somebody else resized it; the locked handle knows.
+            self._reads.stop()
+        return info
 
     async def record(self) -> ImageRecord | None:
         return None if self._records is None else await self._records.read()
@@ -162,6 +166,14 @@ class RbdImage(BackendImage):
     # ---- attempts ----
 
     def try_read(self, offset: int, length: int, done: ReadDone) -> ReadOutcome:
+        reads = self._reads
+        if reads is None or not reads.start(offset, length, partial(self._reader_ended, done, offset, length)):
+            return self._read_locked(offset, length, done)
+        self._under_way += 1
+        return PENDING
+
+    def _read_locked(self, offset: int, length: int, done: ReadDone) -> ReadOutcome:
+        """Read through the handle that has the lock."""
         try:
             self._aio_read(offset, length, partial(self._post, self._read_ended, done, offset, length))
         except rbd.Error as error:
@@ -278,6 +290,9 @@ class RbdImage(BackendImage):
                 with suppress(Exception):
                     self.size = await call(use, _size)
                 raise
+            finally:
+                if self._reads is not None:
+                    self._reads.renew()
 
     async def _answer(self, attempt: Callable[..., Any]) -> Any:
         """Run an attempt that has no effect; a cancellation leaves it to end by itself."""
@@ -313,6 +328,17 @@ class RbdImage(BackendImage):
 
     # ---- ends of requests, on the loop's thread ----
 
+    def _reader_ended(self, done: ReadDone, offset: int, length: int, result: int, buffer: bytearray) -> None:
+        self._leave()
+        if result == length:
+            done(None, (buffer,))
+            return
+        # What a failure means is for the handle that has the lock to say.
+        try:
+            self._read_locked(offset, length, done)
+        except Exception as error:
+            done(error, ())
+
     def _read_ended(self, done: ReadDone, offset: int, length: int, completion: Any, data: bytes | None) -> None:
         self._leave()
         if data is not None and len(data) == length:
@@ -347,6 +373,8 @@ class RbdImage(BackendImage):
         self.note = f"{self._failures.reason}; reads fail and changes are refused until the image is opened again"
         if not self._closed:
             self._aio_read = self._refuse_read
+            if self._reads is not None:
+                self._reads.stop()
         self._lost.set()
         # The client's other images may be lost with this one.
         self._client.check()

@@ -27,8 +27,9 @@ after all, cut off from the cluster, breaking its lock blocklists it first: noth
 An owner that lives keeps its lock, also one that would hand it over, like a virtual machine's: it could not write
 again as long as we have it.
 
-An open that was given up may still take the lock when the cluster answers, and then gives it up at once. If the process
-dies in between, the claim has forgotten the client, and who comes next waits until its watch has timed out.
+An open that was given up may still take the lock when the cluster answers, and then gives it up at once. Until then
+the claim is kept: our client stays on record, so if the process dies in between, the next one of this host need not
+wait. The same holds where closing the image takes longer than anybody waits.
 
 Between finding no owner and taking the lock, a program may take it that hands it over on demand, and it is then asked
 to. That is a matter of a millisecond, and librbd offers no lock without it.
@@ -36,7 +37,8 @@ to. That is a matter of a millisecond, and librbd offers no lock without it.
 
 import errno
 import logging
-from collections.abc import AsyncIterator, Collection
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -46,6 +48,7 @@ import trio
 from fusecache.api import Claim, FusecacheError, Identity
 from fusecache.api.errors import ImageBusy, NotSupported
 from fusecache.backends.rbd.client import Client
+from fusecache.backends.rbd.errors import CEPH_ERRORS
 from fusecache.backends.rbd.handle import OpenHandle
 from fusecache.backends.rbd.header import Header
 from fusecache.backends.rbd.lookup import fetch_header_of
@@ -57,6 +60,15 @@ log = logging.getLogger(__name__)
 
 _ATTEMPTS: Final = 10
 
+_PAUSE: Final = 0.05
+"""The longest time between two attempts to get past a guard that others change, in seconds."""
+
+_PATIENCE: Final = 3.0
+"""How long the guard's way back is waited for, in seconds; it comes back all the same, as soon as the cluster does."""
+
+_REFUSED_FOR: Final = 365 * 86400.0
+"""How long the cluster refuses an owner whose lock was broken, in seconds: longer than any machine is suspended."""
+
 _DEMANDED: Final = {
     "rbd_cache": ("false", "acknowledged data would be in this process's memory only"),
     "rbd_persistent_cache_mode": ("disabled", "acknowledged data would be on this host only"),
@@ -65,6 +77,7 @@ _DEMANDED: Final = {
         "data would be written from memory that is used for something else by then",
     ),
     "rbd_blocklist_on_break_lock": ("true", "an owner that lost its lock could still write"),
+    "rbd_blocklist_expire_seconds": ("0", "librbd would break no dead owner's lock"),
 }
 """Options of librbd that an image or its pool may set against ours, the value each must have, and why."""
 
@@ -96,21 +109,57 @@ async def open_owned(client: Client, header: Header, identity: Identity, claim: 
         check_holder(decoded_record(found, identity), claim, found.name)
         return found
 
-    handle = None
+    handle = await open_past_guard(client, identity, checked, lambda: open_handle(client, header.id, header.name))
+    # Whatever lock librbd takes from now on is ours until it has closed the image.
+    handle.when_closed(claim.keep())
     try:
-        async with guard_lifted(client, await checked(), identity):
-            handle = await open_handle(client, header.id, header.name)
         await client.acquire(handle.use, _take_lock, client, gone, undo=lambda taken: None)
         # Whoever had the lock until now may have become dirty.
         await checked()
-    except BaseException as error:
-        if handle is not None:
-            await close_handle(client, handle)
-        if isinstance(error, OSError) and error.errno == errno.ENOSYS:
-            # A guard that is newer than what was read: the record, which is as new, says whose.
-            await checked()
+    except BaseException:
+        await close_handle(client, handle)
         raise
     return handle
+
+
+async def open_past_guard(
+    client: Client,
+    identity: Identity,
+    checked: Callable[[], Awaitable[Header]],
+    open_it: Callable[[], Awaitable[OpenHandle]],
+) -> OpenHandle:
+    """Open an image, or a snapshot of it, whose guard our host may have to lift for that; takes no lock.
+
+    Several that do so at once, in any processes of the host, may put the guard back too early for each other; then it
+    is tried again.
+
+    Args:
+        checked: fetches the header, and raises where its record does not let us open the image.
+        open_it: opens what is wanted.
+
+    Raises:
+        ImageBusy: the guard was changed by others each time.
+        CorruptState, Fenced, NotSupported: as :func:`guard_lifted`.
+    """
+    header = await checked()
+    for left in reversed(range(_ATTEMPTS)):
+        handle = None
+        try:
+            async with guard_lifted(client, header, identity):
+                handle = await open_it()
+        except BaseException as error:
+            if handle is not None:
+                await close_handle(client, handle)
+            if handle is not None or getattr(error, "errno", None) not in (errno.EBUSY, errno.ENOSYS):
+                raise
+            # Where the guard is newer than what was read, the record is as new, and says whose it is.
+            before, header = header, await checked()
+            if not left or before.guard is header.guard is None:
+                raise
+        else:
+            return handle
+        await trio.sleep(random.uniform(0, _PAUSE))
+    raise AssertionError("the last attempt returns or raises")
 
 
 @asynccontextmanager
@@ -128,16 +177,23 @@ async def guard_lifted(client: Client, header: Header, identity: Identity) -> As
     if guard is None:
         yield
         return
+    ours = True
     try:
-        if header.guard != LIFTED and not await client.call(change_guard, client.ioctx, header, guard, LIFTED):
-            raise ImageBusy(f"image {header.name!r} is being changed by another host at this moment")
+        ours = header.guard == LIFTED or await change_guard(client, header, guard, LIFTED)
+        if not ours:
+            raise ImageBusy(f"image {header.name!r} is being opened or changed by somebody else at this moment")
         yield
     finally:
-        with trio.move_on_after(client.timeout, shield=True) as patience:
-            if not await client.call(change_guard, client.ioctx, header, LIFTED, guard):
-                log.info("image %r: the guard was changed by another host meanwhile", header.name)
-        if patience.cancelled_caught:
-            log.error("image %r is without its guard until the cluster answers", header.name)
+        if ours:
+            await _put_back(client, header, guard)
+
+
+async def _put_back(client: Client, header: Header, guard: str) -> None:
+    with trio.move_on_after(_PATIENCE, shield=True) as patience:
+        if not await change_guard(client, header, LIFTED, guard):
+            log.info("image %r: the guard was changed by somebody else meanwhile", header.name)
+    if patience.cancelled_caught:
+        log.error("image %r is without its guard until the cluster answers", header.name)
 
 
 def _take_lock(image: Any, client: Client, gone: Collection[str]) -> None:
@@ -145,7 +201,7 @@ def _take_lock(image: Any, client: Client, gone: Collection[str]) -> None:
     path = _path(client.ioctx, image.get_name())
     _check_options(image, path)
     for _ in range(_ATTEMPTS):
-        owners = [owner["owner"] for owner in image.lock_get_owners()]
+        owners = _owners(image)
         if not owners:
             try:
                 image.lock_acquire(rbd.RBD_LOCK_MODE_EXCLUSIVE)
@@ -156,7 +212,7 @@ def _take_lock(image: Any, client: Client, gone: Collection[str]) -> None:
         alive = {watcher["addr"] for watcher in image.watchers_list()}
         for owner in owners:
             _check_gone(owner, path, client.address, alive, gone)
-            _break(image, owner, path)
+            _break(image, owner, path, client)
     raise ImageBusy(f"the exclusive lock of image {path} goes from hand to hand")
 
 
@@ -175,12 +231,20 @@ def _check_gone(owner: str, path: str, address: str, alive: Collection[str], gon
         )
 
 
-def _break(image: Any, owner: str, path: str) -> None:
-    """Have the cluster refuse *owner* from now on, and take its lock away; no effect where it has gone by itself."""
+def _break(image: Any, owner: str, path: str, client: Client) -> None:
+    """Have the cluster refuse *owner* from now on, and take its lock away; no effect where it has gone by itself.
+
+    librbd would have it refused for an hour. An owner that was suspended for longer would then go on writing: it finds
+    out about its lock only later. The first term counts, so ours comes first.
+    """
+    if owner not in _owners(image):
+        # It was being closed: the lock goes before the watch. Its client may live on, with other images.
+        return
     log.warning("%s: the lock of the client %s, which is gone, is broken", path, owner)
     try:
+        client.blocklist(owner, _REFUSED_FOR)
         image.lock_break(rbd.RBD_LOCK_MODE_EXCLUSIVE, owner)
-    except rbd.Error as error:
+    except CEPH_ERRORS as error:
         if error.errno in (errno.EPERM, errno.EACCES):
             raise FusecacheError(
                 f"image {path}: the cluster does not let us blocklist the client {owner}, which is gone and has the "
@@ -188,6 +252,10 @@ def _break(image: Any, owner: str, path: str) -> None:
             ) from error
         if error.errno not in (errno.ENOENT, errno.EBUSY, errno.EINVAL):
             raise
+
+
+def _owners(image: Any) -> list[str]:
+    return [owner["owner"] for owner in image.lock_get_owners()]
 
 
 def _check_options(image: Any, path: str) -> None:

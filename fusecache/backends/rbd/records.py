@@ -32,7 +32,7 @@ from fusecache.api import Identity, ImageRecord
 from fusecache.api.errors import CorruptState, Fenced, NotSupported, VolumeReadOnly
 from fusecache.backends import records
 from fusecache.backends.rbd.client import Client
-from fusecache.backends.rbd.errors import BLOCKLISTED
+from fusecache.backends.rbd.errors import BLOCKLISTED, error_of
 from fusecache.backends.rbd.header import GUARD_KEY, METADATA, RECORD_KEY, Header, encode_string, header_object
 from fusecache.backends.rbd.lookup import fetch_header_of
 
@@ -149,22 +149,39 @@ class RbdRecords:
         raise VolumeReadOnly(f"image {self._header.name!r}: its exclusive lock is not ours any more")
 
 
-def change_guard(ioctx: Any, header: Header, found: str, wanted: str) -> bool:
-    """Replace the guard *found* by *wanted*, where the record is still *header*'s; return whether it was so. Blocking.
+async def change_guard(client: Client, header: Header, found: str, wanted: str) -> bool:
+    """Replace the guard *found* by *wanted*, where the record is still *header*'s; return whether it was so.
 
-    A crash leaves the one or the other.
+    A crash leaves the one or the other. What was given up, or cancelled, happens when the cluster answers, and before
+    any later call's.
+
+    Raises:
+        FusecacheError, OSError: see :meth:`Client.operate`; or the cluster does not let us.
     """
-    with rados.WriteOpCtx() as operation:
-        operation.omap_cmp(_RECORD_OMAP, (header.record or b"").decode("ascii"), _EQUAL)
-        operation.omap_cmp(_GUARD_OMAP, found, _EQUAL)
-        ioctx.set_omap(operation, (_GUARD_OMAP,), (wanted.encode(),))
+
+    def submit(finish: Callable[..., None]) -> None:
+        ioctx = client.ioctx
+        operation = ioctx.create_write_op()
+        release = client.keep()
+
+        def complete(completion: Any) -> None:
+            ioctx.release_write_op(operation)
+            finish(completion.get_return_value())
+            release()
+
         try:
-            ioctx.operate_write_op(operation, header_object(header.id))
-        except rados.Error as error:
-            if error.errno != errno.ECANCELED:
-                raise
-            return False
-    return True
+            operation.omap_cmp(_RECORD_OMAP, (header.record or b"").decode("ascii"), _EQUAL)
+            operation.omap_cmp(_GUARD_OMAP, found, _EQUAL)
+            ioctx.set_omap(operation, (_GUARD_OMAP,), (wanted.encode(),))
+            ioctx.operate_aio_write_op(operation, header_object(header.id), complete)
+        except BaseException:
+            release()
+            raise
+
+    (result,) = await client.operate(submit)
+    if result < 0 and result != -errno.ECANCELED:
+        raise error_of(-result, f"the guard of image {header.name!r} cannot be changed")
+    return bool(result >= 0)
 
 
 def _written_under(ioctx: Any, name: str, lock: bytes, keys: dict[str, bytes]) -> bool:

@@ -1,0 +1,146 @@
+"""Reads through a handle of their own are the image's, whatever happens to it, and need that handle in no case."""
+
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from fusecache.api import Backend, joined
+from fusecache.backends.files import ImageShrank
+from fusecache.backends.rbd.failures import LockLost
+from fusecache.backends.rbd.image import RbdImage
+from fusecache.testing.claims import FreeClaim
+from tests.support.ceph import Cluster
+from tests.support.pools import blocklist, new_namespace, pool_backend
+
+OBJECT = 4 << 20
+SIZE = 2 * OBJECT
+PATIENCE = 20.0
+
+
+@pytest.fixture
+def namespace(ceph_cluster: Cluster) -> str:
+    """A namespace without images."""
+    return new_namespace(ceph_cluster)
+
+
+@pytest.fixture
+async def backend(ceph_cluster: Cluster, namespace: str) -> AsyncIterator[Backend]:
+    """A backend over that namespace, with an image."""
+    async with pool_backend(ceph_cluster, namespace=namespace) as backend:
+        await backend.create("image", SIZE)
+        yield backend
+
+
+@pytest.fixture
+def rbd(ceph_cluster: Cluster, namespace: str) -> Callable[..., str]:
+    """Run ``rbd`` on that namespace; ``%`` stands before the names of images."""
+
+    def run(*arguments: str) -> str:
+        return ceph_cluster.rbd(*(argument.replace("%", f"rbd/{namespace}/") for argument in arguments))
+
+    return run
+
+
+@asynccontextmanager
+async def opened(backend: Backend, name: str = "image") -> AsyncIterator[RbdImage]:
+    """An open image whose handle for reading is there."""
+    async with backend.open(name, FreeClaim()) as image:
+        assert isinstance(image, RbdImage)
+        with trio.fail_after(PATIENCE):
+            while not has_reader(image):
+                await image.read(0, 1)
+        yield image
+
+
+def has_reader(image: RbdImage) -> bool:
+    assert image._reads is not None
+    return image._reads._reader is not None
+
+
+async def test_what_was_written_is_read_and_holes_are_zeroes(backend: Backend) -> None:
+    async with opened(backend) as image:
+        data = bytes(range(256)) * 64
+        for offset in (0, OBJECT - 5000, SIZE - len(data)):
+            await image.write(offset, memoryview(data))
+            assert joined(await image.read(offset, len(data))) == data
+        await image.discard(100, 200)
+        assert joined(await image.read(0, 400)) == data[:100] + bytes(200) + data[300:400]
+        assert joined(await image.read(OBJECT, SIZE - OBJECT - len(data)))[20000:] == bytes(
+            SIZE - OBJECT - len(data) - 20000
+        )
+
+
+async def test_many_reads_at_once_each_get_their_own(backend: Backend) -> None:
+    async with opened(backend) as image:
+        block = 4096
+        await image.write(0, memoryview(b"".join(bytes([number]) * block for number in range(200))))
+        wrong: list[int] = []
+
+        async def read(number: int) -> None:
+            if joined(await image.read(number * block, block)) != bytes([number]) * block:
+                wrong.append(number)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(200):
+                nursery.start_soon(read, number)
+        assert wrong == []
+
+
+async def test_after_a_resize_the_new_size_is_read(backend: Backend) -> None:
+    async with opened(backend) as image:
+        for size in (SIZE + 12345, OBJECT, 3 * OBJECT):
+            await image.resize(size)
+            await image.write(size - 100, memoryview(b"x" * 100))
+            assert joined(await image.read(size - 100, 100)) == b"x" * 100
+        # Cut off and grown again: what lay there is gone.
+        assert joined(await image.read(OBJECT, 1000)) == bytes(1000)
+
+
+async def test_a_clone_is_read_through_to_its_parent_and_never_by_a_handle_that_is_not_told_of_changes(
+    backend: Backend, rbd: Callable[..., str]
+) -> None:
+    async with opened(backend) as image:
+        await image.write(0, memoryview(b"parent" * 1000))
+        await image.write(OBJECT, memoryview(b"parent" * 1000))
+    await trio.to_thread.run_sync(rbd, "snap", "create", "--no-progress", "%image@base")
+    await trio.to_thread.run_sync(rbd, "clone", "--rbd-default-clone-format", "2", "%image@base", "%clone")
+    async with backend.open("clone", FreeClaim()) as clone:
+        await clone.write(6, memoryview(b"CHILD!"))
+        assert joined(await clone.read(0, 18)) == b"parentCHILD!parent"
+        assert joined(await clone.read(OBJECT, 6)) == b"parent"
+        await clone.resize(OBJECT)
+        await clone.resize(SIZE)
+        assert joined(await clone.read(OBJECT, 6)) == bytes(6)
+
+
+async def test_what_somebody_else_cut_off_is_an_error_once_it_is_noticed(
+    backend: Backend, rbd: Callable[..., str]
+) -> None:
+    async with opened(backend) as image:
+        await trio.to_thread.run_sync(rbd, "resize", "--no-progress", "--allow-shrink", "--size", "4M", "%image")
+        assert (await image.info()).size == OBJECT
+        with pytest.raises(ImageShrank):
+            await image.read(OBJECT, 10)
+
+
+async def test_without_its_lock_nothing_is_read(
+    backend: Backend, ceph_cluster: Cluster, rbd: Callable[..., str]
+) -> None:
+    async with opened(backend) as image:
+        (lock,) = json.loads(await trio.to_thread.run_sync(rbd, "lock", "list", "--format", "json", "%image"))
+        await trio.to_thread.run_sync(blocklist, ceph_cluster, lock["address"])
+        with trio.fail_after(PATIENCE):
+            await image.until_lost()
+        assert not has_reader(image)
+        with pytest.raises(LockLost):
+            await image.read(0, 4)
+
+
+async def test_an_image_can_be_closed_while_its_handle_for_reading_is_being_opened(backend: Backend) -> None:
+    for _ in range(3):
+        async with backend.open("image", FreeClaim()) as image:
+            await image.read(0, 10)
+    await backend.remove("image")
