@@ -9,6 +9,7 @@ Any number of results that are ready together cost one wake-up and no task. Whil
 
 import logging
 import os
+import select
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -21,7 +22,8 @@ log = logging.getLogger(__name__)
 class Source(Protocol):
     """Where results appear without a thread of ours, such as memory that the kernel writes to.
 
-    Each new result makes :attr:`Completions.fd` readable.
+    Each new result makes :attr:`Completions.fd` readable: through a descriptor of the source's, or because whoever
+    brings it writes to :attr:`Completions.signal_fd`, an eventfd.
     """
 
     def collect(self) -> int:
@@ -36,14 +38,18 @@ class Completions:
     the loop's thread, inside :meth:`drain`.
 
     Attributes:
-        fd: readable while results wait and nobody polls.
+        fd: readable while results wait and nobody polls. An epoll descriptor.
+        signal_fd: an eventfd that makes *fd* readable.
         outstanding: how many results are expected and not yet drained.
         detached: how many of those come from a :class:`Source`. Where these are all, no thread of ours needs the
             interpreter, and the loop may spin.
     """
 
     def __init__(self) -> None:
-        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.signal_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll = select.epoll()
+        self._epoll.register(self.signal_fd, select.EPOLLIN)
+        self.fd = self._epoll.fileno()
         self.outstanding = 0
         self.detached = 0
         self._ready: deque[tuple[int, Callable[..., None], tuple[Any, ...]]] = deque()
@@ -52,13 +58,21 @@ class Completions:
         self._signal = True
         self._held_back: list[Callable[[], None]] = []
 
-    def add_source(self, source: Source) -> None:
-        """Collect from *source* as well, until :meth:`remove_source`. It counts its own results in and out."""
-        self._sources.append(source)
+    def add_source(self, source: Source, fd: int | None = None) -> None:
+        """Collect from *source* as well, until :meth:`remove_source`. It counts its own results in and out.
 
-    def remove_source(self, source: Source) -> None:
-        """Forget *source*."""
+        Args:
+            fd: readable until the source's results have been collected; None where *signal_fd* is written to.
+        """
+        self._sources.append(source)
+        if fd is not None:
+            self._epoll.register(fd, select.EPOLLIN)
+
+    def remove_source(self, source: Source, fd: int | None = None) -> None:
+        """Forget *source*, and its descriptor, which is still open."""
         self._sources.remove(source)
+        if fd is not None:
+            self._epoll.unregister(fd)
 
     def expect(self) -> None:
         """Announce one later result of a thread. Loop's thread only."""
@@ -74,7 +88,7 @@ class Completions:
         # The order matters: append, then look. The loop does the opposite: allow the signal, then empty the queue.
         if self._signal:
             self._signal = False
-            os.eventfd_write(self.fd, 1)
+            os.eventfd_write(self.signal_fd, 1)
 
     def drain(self) -> int:
         """Run the callbacks of all results that are ready and return how many. Loop's thread only.
@@ -103,7 +117,7 @@ class Completions:
 
     def _clear(self) -> None:
         try:  # noqa: SIM105 - on the hot path, where suppress() costs a microsecond
-            os.eventfd_read(self.fd)
+            os.eventfd_read(self.signal_fd)
         except BlockingIOError:
             pass
 
@@ -171,7 +185,8 @@ class Completions:
         return result
 
     def close(self) -> None:
-        """Free the descriptor. What a thread that was left behind still posts is never delivered."""
-        # Its number may soon be somebody else's.
+        """Free the descriptors. What a thread that was left behind still posts is never delivered."""
+        # Their numbers may soon be somebody else's.
         self._signal = False
-        os.close(self.fd)
+        self._epoll.close()
+        os.close(self.signal_fd)

@@ -86,7 +86,7 @@ class Ring:
         self._fd, parameters = _set_up()
         try:
             self._map(parameters)
-            self._register(_REGISTER_EVENTFD, [completions.fd])
+            self._register(_REGISTER_EVENTFD, [completions.signal_fd])
             # The first number is of threads for files: so many may be stuck in a device without stopping others.
             self._register(_REGISTER_IOWQ_MAX_WORKERS, [_WORKERS, 0])
         except BaseException:

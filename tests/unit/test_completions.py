@@ -118,7 +118,7 @@ async def test_results_that_are_ready_together_cost_one_wake_up(completions: Com
     for number in range(100):
         completions.expect()
         completions.post(results.append, number)
-    assert os.eventfd_read(completions.fd) == 1
+    assert os.eventfd_read(completions.signal_fd) == 1
     assert completions.outstanding == 100
     assert completions.drain() == 100
     assert results == list(range(100))
@@ -187,7 +187,7 @@ class Memory:
     def put(self) -> None:
         """Have one more result."""
         self._results += 1
-        os.eventfd_write(self._completions.fd, 1)
+        os.eventfd_write(self._completions.signal_fd, 1)
 
     def collect(self) -> int:
         count, self._results = self._results, 0

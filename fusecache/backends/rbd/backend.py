@@ -29,7 +29,7 @@ from fusecache.backends.rbd.lookup import (
 )
 from fusecache.backends.rbd.opening import open_handle
 from fusecache.backends.rbd.ownership import open_owned, open_past_guard
-from fusecache.backends.rbd.reads import ReadClient
+from fusecache.backends.rbd.reads import ObjectReader
 from fusecache.backends.rbd.records import RbdRecords, decoded_record
 from fusecache.backends.records import check_holder
 
@@ -49,7 +49,7 @@ async def open_backend(config: Settings, completions: Completions, emit: Emit) -
     try:
         async with clients.lent() as client:
             describer = names.Describer(client.fsid, client.pool_id, config.namespace)
-        reads = ReadClient(config, completions)
+        reads = ObjectReader(config, completions)
         try:
             yield RbdBackend(config, clients, reads, describer, emit)
         finally:
@@ -62,7 +62,7 @@ class RbdBackend(Backend):
     """See the module; made by :func:`open_backend`."""
 
     def __init__(
-        self, settings: Settings, clients: Clients, reads: ReadClient, describer: names.Describer, emit: Emit
+        self, settings: Settings, clients: Clients, reads: ObjectReader, describer: names.Describer, emit: Emit
     ) -> None:
         self.description = ":".join(["rbd", "/".join(filter(None, [settings.pool, settings.namespace]))])
         self._clients = clients
@@ -157,7 +157,7 @@ class RbdBackend(Backend):
                 describe=partial(self._describe, header.id, None),
                 read_only=read_only,
                 records=RbdRecords(client, header, identity),
-                reads=None if handle.is_clone else self._reads.reads(header.id),
+                reads=None if handle.layout is None else self._reads.reads(handle.layout),
             )
 
         return opened

@@ -13,6 +13,7 @@ from typing import Any, Final
 import rbd
 
 from fusecache.api.errors import VolumeClosed
+from fusecache.backends.rbd.reads import Layout
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class OpenHandle:
         name: for messages.
         size: bytes.
         object_size: bytes of one object; a power of two.
-        is_clone: what it does not have itself may be its parent's.
+        layout: where its data lies; None where only librbd can tell.
     """
 
     def __init__(self, image: Any, keep: Callable[[], Callable[[], None]], snapshot: str | None = None) -> None:
@@ -48,7 +49,7 @@ class OpenHandle:
         self.name = name if snapshot is None else f"{name}@{snapshot}"
         self.size: int = found["size"]
         self.object_size: int = found["obj_size"]
-        self.is_clone = image.overlap() > 0
+        self.layout = _layout(image, found)
         self._lock = threading.Lock()  # guards the two below; held for a few bytecodes
         self._users = 0
         self._ended: Callable[[], None] | None = None
@@ -106,3 +107,13 @@ class OpenHandle:
         _closing.discard(self)
         assert self._ended is not None
         self._ended()
+
+
+def _layout(image: Any, found: dict[str, Any]) -> Layout | None:
+    size: int = found["obj_size"]
+    plain = (
+        image.overlap() == 0
+        and (image.stripe_unit(), image.stripe_count()) == (size, 1)
+        and not image.features() & (rbd.RBD_FEATURE_DATA_POOL | rbd.RBD_FEATURE_JOURNALING | rbd.RBD_FEATURE_MIGRATING)
+    )
+    return Layout(found["block_name_prefix"], size) if plain else None

@@ -70,7 +70,7 @@ class RbdImage(BackendImage):
         handle: under its exclusive lock unless *read_only*; owned from now on.
         describe: returns the description under the image's present name.
         records: None where there is no record.
-        reads: a handle for reading, closed with the image; None where that one has no lock.
+        reads: straight from the objects; None where only librbd knows how, or there is no lock.
     """
 
     def __init__(
@@ -125,8 +125,7 @@ class RbdImage(BackendImage):
             return
         self._closed = True
         self._aio_read = self._aio_write = self._aio_zero = self._aio_flush = self._refuse_closed
-        if self._reads is not None:
-            self._reads.stop()
+        self._reads = None
         self._withdraw()
         closed = trio.Event()
         self._completions.expect()
@@ -134,8 +133,6 @@ class RbdImage(BackendImage):
             await self._drained()
         self._handle.close(partial(self._post, closed.set))
         with trio.CancelScope(deadline=patience.deadline, shield=True):
-            if self._reads is not None:
-                await self._reads.closed()
             await closed.wait()
             return
         log.error("%s is left behind, still locked: the cluster does not answer", self._handle.name)
@@ -150,9 +147,9 @@ class RbdImage(BackendImage):
 
     async def info(self) -> ImageInfo:
         info = await self._describe()
-        if info.size != self.size and self._reads is not None:
-            # Somebody else resized it; the locked handle knows.
-            self._reads.stop()
+        if info.size != self.size:
+            # Somebody else resized it, and librbd was told.
+            self._reads = None
         return info
 
     async def record(self) -> ImageRecord | None:
@@ -173,7 +170,7 @@ class RbdImage(BackendImage):
         return PENDING
 
     def _read_locked(self, offset: int, length: int, done: ReadDone) -> ReadOutcome:
-        """Read through the handle that has the lock."""
+        """Read through librbd."""
         try:
             self._aio_read(offset, length, partial(self._post, self._read_ended, done, offset, length))
         except rbd.Error as error:
@@ -290,9 +287,6 @@ class RbdImage(BackendImage):
                 with suppress(Exception):
                     self.size = await call(use, _size)
                 raise
-            finally:
-                if self._reads is not None:
-                    self._reads.renew()
 
     async def _answer(self, attempt: Callable[..., Any]) -> Any:
         """Run an attempt that has no effect; a cancellation leaves it to end by itself."""
@@ -333,7 +327,7 @@ class RbdImage(BackendImage):
         if result == length:
             done(None, (buffer,))
             return
-        # What a failure means is for the handle that has the lock to say.
+        # What a failure means is for librbd to say.
         try:
             self._read_locked(offset, length, done)
         except Exception as error:
@@ -373,8 +367,7 @@ class RbdImage(BackendImage):
         self.note = f"{self._failures.reason}; reads fail and changes are refused until the image is opened again"
         if not self._closed:
             self._aio_read = self._refuse_read
-            if self._reads is not None:
-                self._reads.stop()
+            self._reads = None
         self._lost.set()
         # The client's other images may be lost with this one.
         self._client.check()
