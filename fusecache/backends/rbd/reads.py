@@ -41,6 +41,8 @@ _PATIENCE: Final = 1.0
 """Seconds that the end waits for the cluster."""
 
 _WORDS: Final = 4096
+_MOST_NAMES: Final = 1 << 16
+"""Names of objects kept for each image, some 10 MiB."""
 _MOST_SPARE: Final = 16 << 20
 """Bytes."""
 
@@ -241,6 +243,8 @@ class Reads:
             return False
         name = self._names.get(number)
         if name is None:
+            if len(self._names) >= _MOST_NAMES:
+                self._names.clear()
             name = self._names[number] = (self._name % number).encode()
         return self._start(name, within, length, done)
 
