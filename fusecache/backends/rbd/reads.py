@@ -85,6 +85,7 @@ class ObjectReader:
         self._pool = WorkerPool(completions, threads=2, name="rbd-read")
         self._lane = self._pool.lane(turns=1)
         self._wanted = True
+        self._failed = False
         self._cluster: int | None = None
         self._ioctx: int | None = None
         self._buffers = _Buffers()
@@ -99,7 +100,9 @@ class ObjectReader:
         completions.add_source(self, self._ended)
 
     def reads(self, layout: Layout) -> "Reads":
-        """Return the reads of an image."""
+        """Return the reads of an image. With a new image a connection that failed is tried again."""
+        self._wanted = self._wanted or self._failed
+        self._failed = False
         return Reads(self, layout)
 
     def start(self, name: bytes, offset: int, length: int, done: ReadResult) -> bool:
@@ -169,6 +172,7 @@ class ObjectReader:
         if error is None:
             self._cluster, self._ioctx = found
         else:
+            self._failed = True
             log.info("images are read through librbd only: %s", error)
 
     def _connect(self) -> tuple[int | None, int | None]:
