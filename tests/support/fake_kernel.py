@@ -96,6 +96,7 @@ class FakeKernel(End):
         self.gone: set[int] = set()
         self.refusals: list[OSError] = []
         self.takes_data: Callable[[int], None] | None = None
+        self.sees_reply: Callable[[int], None] = lambda unique: None
         self.read_errors: list[OSError] = []
         self._unique = 0
         self._fd = fd
@@ -116,6 +117,7 @@ class FakeKernel(End):
     def _write(self, write: Callable[..., int], data: bytes) -> int:
         if parsed(data).unique in self.gone:
             raise FileNotFoundError(errno.ENOENT, "nobody waits for this reply")
+        self.sees_reply(parsed(data).unique)
         return write(self._fd, data)
 
     def _writev(self, writev: Callable[..., int], parts: Any) -> int:
