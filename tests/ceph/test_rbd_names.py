@@ -15,7 +15,6 @@ from fusecache.backends import records
 from tests.support.ceph import Cluster
 from tests.support.pools import (
     create_images,
-    new_namespace,
     open_elsewhere,
     pool_backend,
     stored,
@@ -28,26 +27,10 @@ LISTED_WITHIN = 1.0
 
 
 @pytest.fixture
-def namespace(ceph_cluster: Cluster) -> str:
-    """A namespace without images."""
-    return new_namespace(ceph_cluster)
-
-
-@pytest.fixture
 async def backend(ceph_cluster: Cluster, namespace: str) -> AsyncIterator[Backend]:
     """A backend over that namespace."""
     async with pool_backend(ceph_cluster, namespace=namespace) as backend:
         yield backend
-
-
-@pytest.fixture
-def rbd(ceph_cluster: Cluster, namespace: str) -> Callable[..., str]:
-    """Run ``rbd`` on that namespace; ``%`` stands before the names of images."""
-
-    def run(*arguments: str) -> str:
-        return ceph_cluster.rbd(*(argument.replace("%", f"rbd/{namespace}/") for argument in arguments))
-
-    return run
 
 
 async def names(backend: Backend) -> set[str]:

@@ -13,7 +13,7 @@ from fusecache.api import Backend, FusecacheError, ImageRecord, joined
 from fusecache.api.errors import ImageBusy, ImageGone, VolumeReadOnly, errno_of
 from fusecache.testing.claims import FreeClaim
 from tests.support.ceph import Cluster
-from tests.support.pools import blocklist, new_namespace, pool_backend
+from tests.support.pools import blocklist, pool_backend
 
 SIZE = 1 << 20
 DATA = b"before" * 1000
@@ -23,27 +23,11 @@ SOON = 10.0
 
 
 @pytest.fixture
-def namespace(ceph_cluster: Cluster) -> str:
-    """A namespace without images."""
-    return new_namespace(ceph_cluster)
-
-
-@pytest.fixture
 async def backend(ceph_cluster: Cluster, namespace: str) -> AsyncIterator[Backend]:
     """A backend over that namespace, with an image."""
     async with pool_backend(ceph_cluster, namespace=namespace) as backend:
         await backend.create("image", SIZE)
         yield backend
-
-
-@pytest.fixture
-def rbd(ceph_cluster: Cluster, namespace: str) -> Callable[..., str]:
-    """Run ``rbd`` on that namespace; ``%`` stands before the names of images."""
-
-    def run(*arguments: str) -> str:
-        return ceph_cluster.rbd(*(argument.replace("%", f"rbd/{namespace}/") for argument in arguments))
-
-    return run
 
 
 def owner(rbd: Callable[..., str], name: str) -> str:

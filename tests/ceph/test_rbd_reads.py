@@ -13,17 +13,11 @@ from fusecache.backends.rbd.failures import LockLost
 from fusecache.backends.rbd.image import RbdImage
 from fusecache.testing.claims import FreeClaim
 from tests.support.ceph import Cluster
-from tests.support.pools import blocklist, new_namespace, pool_backend
+from tests.support.pools import blocklist, pool_backend
 
 OBJECT = 4 << 20
 SIZE = 2 * OBJECT
 PATIENCE = 20.0
-
-
-@pytest.fixture
-def namespace(ceph_cluster: Cluster) -> str:
-    """A namespace without images."""
-    return new_namespace(ceph_cluster)
 
 
 @pytest.fixture
@@ -32,16 +26,6 @@ async def backend(ceph_cluster: Cluster, namespace: str) -> AsyncIterator[Backen
     async with pool_backend(ceph_cluster, namespace=namespace) as backend:
         await backend.create("image", SIZE)
         yield backend
-
-
-@pytest.fixture
-def rbd(ceph_cluster: Cluster, namespace: str) -> Callable[..., str]:
-    """Run ``rbd`` on that namespace; ``%`` stands before the names of images."""
-
-    def run(*arguments: str) -> str:
-        return ceph_cluster.rbd(*(argument.replace("%", f"rbd/{namespace}/") for argument in arguments))
-
-    return run
 
 
 @asynccontextmanager
