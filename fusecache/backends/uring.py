@@ -38,12 +38,16 @@ _REGISTER_IOWQ_MAX_WORKERS = 19
 _OP_READ, _OP_WRITE = 22, 23
 _OFF_SQES = 0x10000000
 _FEAT_SINGLE_MMAP = 1
+_SQE_ASYNC = 1 << 4
+"""A thread of the kernel's does it, without a try beforehand whether it can be done without waiting."""
 _SETUP_COOP_TASKRUN = 1 << 8
 """Results need not interrupt the loop's thread: it looks for them, and makes system calls all the while."""
 
 _ENTRIES: Final = 1024
 _ALONE: Final = 8
 """So many requests, each alone, say that more will come alone."""
+_STAYS: Final = 16
+"""Requests between two looks at which CPU the loop is on."""
 _WORKERS: Final = 64
 _SQE: Final = struct.Struct("=BBHiQQIIQ24x")
 """opcode, flags, ioprio, fd, offset, address, length, rw_flags, user_data."""
@@ -149,15 +153,20 @@ class Ring:
 
     def _add(self, operation: int, fd: int, offset: int, buffer: Any, length: int, done: RingDone) -> None:
         token = self._next = self._next + 1
+        alone = self._alone == _ALONE and not self._requests
+        flags = _SQE_ASYNC if alone and operation == _OP_WRITE else 0
         at = (self._tail & self._sq_mask) * _SQE_SIZE
-        _SQE.pack_into(self._sqes, at, operation, 0, 0, fd, offset, ctypes.addressof(buffer), length, 0, token)
+        _SQE.pack_into(self._sqes, at, operation, flags, 0, fd, offset, ctypes.addressof(buffer), length, 0, token)
         self._tail = (self._tail + 1) & 0xFFFFFFFF
         # The buffer's export keeps its memory where it is until the kernel is done with it.
         self._requests[token] = (done, buffer)
         self._completions.outstanding += 1
         self._completions.detached += 1
         self._unsubmitted += 1
-        if self._unsubmitted == 1:
+        if alone:
+            # There will be nothing to hand over together with it.
+            self._submit()
+        elif self._unsubmitted == 1:
             self._completions.before_wait(self._submit)
 
     def _submit(self) -> None:
@@ -177,7 +186,7 @@ class Ring:
             placement.anywhere()
         elif self._alone < _ALONE:
             self._alone += 1
-        else:
+        elif not self._next % _STAYS:
             placement.near(_current_cpu())
 
     def _place_new(self, mask: bytes) -> None:

@@ -148,6 +148,7 @@ class Channel:
 
     async def _receive(self) -> None:
         fd, free, completions, waiting = self._fd, self.memory.free, self._completions, self._waiting
+        pending = self._pending
         handlers, unpack, readv = self._data.handlers, REQUEST.unpack_from, os.readv
         budget = _BATCH
         while True:
@@ -193,6 +194,9 @@ class Channel:
             if not kept:
                 slot.clear()
                 free.append(slot)
+            elif len(pending) == 1:
+                # A request that came alone may have ended by now, and its caller waits.
+                completions.drain()
 
     async def _slept(self) -> int:
         """Sleep until there is something to do; return how many requests may follow before the next checkpoint."""

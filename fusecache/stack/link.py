@@ -56,7 +56,16 @@ class _Pending:
         link.stats.in_flight += 1
 
     def __call__(self, error: BaseException | None) -> None:
-        self._end(error)
+        link = self.link
+        if error is not None or link is None or self.called:
+            self._end(error)
+        else:
+            # What _end() does, without the calls.
+            self.called = True
+            link.stats.in_flight -= 1
+            op = self.op
+            op.bytes += self.length
+            op.latency[(perf_counter_ns() - self.start).bit_length()] += 1
         self.done(error)
 
     def _end(self, error: BaseException | None) -> None:
