@@ -194,9 +194,8 @@ class Channel:
             if not kept:
                 slot.clear()
                 free.append(slot)
-            elif len(pending) == 1:
-                # A request that came alone may have ended by now, and its caller waits.
-                completions.drain()
+            elif len(pending) == 1 and not self._relayed:
+                budget -= waiting.look_for_end()
 
     async def _slept(self) -> int:
         """Sleep until there is something to do; return how many requests may follow before the next checkpoint."""

@@ -3,7 +3,7 @@
 Owns which way of waiting suits what is awaited, from the quickest to the cheapest. It must not know requests.
 
 1. **Spinning**, where the kernel or its threads do the work: see :mod:`fusecache.fuse.spin`.
-2. **Blocking in select()** for a moment where threads do it: they need the CPU or the interpreter, which a spin would
+2. **Blocking in poll()** for a moment where threads do it: they need the CPU or the interpreter, which a spin would
    keep from them. Going to sleep in trio and coming back takes longer than all else we do for a request, and what a
    cluster needs is often less than that moment.
 3. **Outlasting**: some moments more, before each of which every other task has its turn.
@@ -20,10 +20,9 @@ import trio
 from fusecache.api.completions import Completions
 from fusecache.fuse.spin import Spin
 
-_SELECT_LIMIT: Final = 1024
 _STEPS: Final = 4
-_MOMENT: Final = 0.001
-"""Seconds."""
+_MOMENT: Final = 1
+"""Milliseconds."""
 _SPUN: Final = 1
 _BLOCKED: Final = 8
 
@@ -37,13 +36,15 @@ class Waiting:
     """
 
     def __init__(self, fd: int, relay: int, completions: Completions, spin: Spin) -> None:
-        self._fd = fd
-        self._fds = (fd, completions.fd, relay)
-        self._selectable = max(self._fds) < _SELECT_LIMIT
         self._completions = completions
+        self._ended = completions.fd
         self._spin = spin
-        self._poll = select.poll()
-        self._poll.register(fd, select.POLLIN)
+        self._requests = select.poll()
+        self._anything = select.poll()
+        self._requests.register(fd, select.POLLIN)
+        for one in (fd, completions.fd, relay):
+            self._anything.register(one, select.POLLIN)
+        self._relay = relay
 
     def linger(self, pending: bool) -> int:
         """Wait for a moment at most; return 0 when there is nothing to do.
@@ -57,7 +58,7 @@ class Waiting:
         if completions.outstanding > completions.detached:
             if completions.stop_polling():
                 return _SPUN
-            return _BLOCKED if self._selectable and self._select(_MOMENT) else 0
+            return _BLOCKED if self._block() else 0
         if completions.drain():
             return _SPUN
         # Where only tasks of this loop and pyfuse3 are awaited, they need the loop.
@@ -69,6 +70,15 @@ class Waiting:
         spin.missed()
         return 0
 
+    def look_for_end(self) -> int:
+        """Wait for the end of a request that came alone, before looking for another one; see :meth:`linger`.
+
+        Its caller waits, and trying the descriptor costs a system call.
+        """
+        if self._completions.detached:
+            return self._completions.drain()
+        return self.linger(True)
+
     async def outlast(self, relayed: bool) -> bool:
         """Wait some milliseconds for results of threads; True when there is something to do.
 
@@ -78,25 +88,26 @@ class Waiting:
             relayed: pyfuse3 has something to do.
         """
         completions = self._completions
-        if relayed or not self._selectable:
+        if relayed:
             return False
         for _ in range(_STEPS):
             if completions.outstanding <= completions.detached:
                 return False
             await trio.lowlevel.checkpoint()
-            if self._select(_MOMENT):
+            if self._block():
                 return True
         return False
 
-    def _select(self, seconds: float) -> bool:
-        readable, _, _ = select.select(self._fds, (), (), seconds)
-        if self._completions.fd in readable:
-            self._completions.acknowledge()
-            return True
-        return self._fd in readable
+    def _block(self) -> bool:
+        found = False
+        for fd, _ in self._anything.poll(_MOMENT):
+            if fd == self._ended:
+                self._completions.acknowledge()
+            found = found or fd != self._relay
+        return found
 
     def _poll_until(self, deadline: int) -> bool:
-        poll, drain = self._poll.poll, self._completions.drain
+        poll, drain = self._requests.poll, self._completions.drain
         while not drain() and not poll(0):
             if time.perf_counter_ns() > deadline:
                 return False

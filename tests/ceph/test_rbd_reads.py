@@ -1,8 +1,11 @@
 """Reads through a handle of their own are the image's, whatever happens to it, and need that handle in no case."""
 
+import errno
 import json
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import trio
@@ -11,6 +14,7 @@ from fusecache.api import Backend, joined
 from fusecache.backends.files import ImageShrank
 from fusecache.backends.rbd.failures import LockLost
 from fusecache.backends.rbd.image import RbdImage
+from fusecache.backends.rbd.librados import QUICK
 from fusecache.testing.claims import FreeClaim
 from tests.support.ceph import Cluster
 from tests.support.pools import blocklist, pool_backend
@@ -55,6 +59,36 @@ async def test_what_was_written_is_read_and_holes_are_zeroes(backend: Backend) -
         assert joined(await image.read(OBJECT, SIZE - OBJECT - len(data)))[20000:] == bytes(
             SIZE - OBJECT - len(data) - 20000
         )
+
+
+@pytest.mark.parametrize("written", [(0, 1 << 20), (0, 300_000), (700_000, 100_000)])
+async def test_a_large_read_that_is_alone_is_whole(backend: Backend, written: tuple[int, int]) -> None:
+    offset, length = written
+    async with opened(backend) as image:
+        data = os.urandom(length)
+        await image.write(offset, memoryview(data))
+        expected = bytes(offset) + data + bytes((1 << 20) - offset - length)
+        # The second one uses the buffer of the first.
+        for _ in range(2):
+            assert joined(await image.read(0, 1 << 20)) == expected
+
+
+@pytest.mark.parametrize("failing", [{1}, {2}, {1, 2}])
+async def test_a_half_that_cannot_be_read_is_asked_of_librbd(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, failing: set[int]
+) -> None:
+    async with opened(backend) as image:
+        data = os.urandom(1 << 20)
+        await image.write(0, memoryview(data))
+        create, pieces = QUICK.rados_aio_create_completion2, []
+
+        def refuse_some(*args: Any) -> int:
+            pieces.append(1)
+            return -errno.ENOMEM if len(pieces) in failing else create(*args)
+
+        monkeypatch.setattr(QUICK, "rados_aio_create_completion2", refuse_some)
+        assert joined(await image.read(0, 1 << 20)) == data
+        assert len(pieces) == 2
 
 
 async def test_many_reads_at_once_each_get_their_own(backend: Backend) -> None:

@@ -45,6 +45,8 @@ _MOST_NAMES: Final = 1 << 16
 """Names of objects kept for each image, some 10 MiB."""
 _MOST_SPARE: Final = 16 << 20
 """Bytes."""
+_HALVED: Final = 512 << 10
+"""Bytes from which on a read that is alone is read in halves."""
 
 _HALF: Final = 0xFFFFFFFF
 _SETTINGS: Final = {
@@ -89,8 +91,8 @@ class ObjectReader:
         self._cluster: int | None = None
         self._ioctx: int | None = None
         self._buffers = _Buffers()
-        # By the half of the completion's address that comes through the pipe.
-        self._requests: dict[int, tuple[int, ReadResult, bytearray, Any]] = {}
+        # By the half of the completion's address that comes through the pipe: the completion and the piece.
+        self._requests: dict[int, tuple[int, _Read, int, int]] = {}
         self._completion = ctypes.c_void_p()
         self._completion_at = ctypes.byref(self._completion)
         # Holds all requests there can be, so that no thread of librados ever waits to write.
@@ -110,20 +112,32 @@ class ObjectReader:
         if self._ioctx is None:
             self._connect_once()
             return False
-        buffer, memory = self._buffers.take(length)
+        read = _Read(done, *self._buffers.take(length))
+        # One that is alone is read in halves, so that what is there can be received while the rest is read.
+        if length < _HALVED or self._requests:
+            self._start_piece(read, name, offset, 0, length)
+        else:
+            half = length // 2
+            self._start_piece(read, name, offset, 0, half)
+            self._start_piece(read, name, offset, half, length - half)
+        return read.pieces > 0
+
+    def _start_piece(self, read: "_Read", name: bytes, offset: int, at: int, length: int) -> None:
         if QUICK.rados_aio_create_completion2(self._stream, TELL, self._completion_at) < 0:
-            return False
+            read.result = -errno.EIO
+            return
         completion = self._completion.value or 0
         key = completion & _HALF
+        address = ctypes.addressof(read.memory) + at
         if key in self._requests or (
-            QUICK.rados_aio_read(self._ioctx, name, completion, ctypes.addressof(memory), length, offset) < 0
+            QUICK.rados_aio_read(self._ioctx, name, completion, address, length, offset + at) < 0
         ):
             QUICK.rados_aio_release(completion)
-            return False
-        # The buffer's export keeps its memory where it is until librados is done with it.
-        self._requests[key] = (completion, done, buffer, memory)
+            read.result = -errno.EIO
+            return
+        self._requests[key] = (completion, read, at, length)
+        read.pieces += 1
         self._completions.expect()
-        return True
 
     def collect(self) -> int:
         requests = self._requests
@@ -135,22 +149,24 @@ class ObjectReader:
             return 0
         keys = memoryview(ended).cast("I")
         for key in keys:
-            completion, done, buffer, memory = requests.pop(key)
+            completion, read, at, length = requests.pop(key)
             result = QUICK.rados_aio_get_return_value(completion)
-            QUICK.rados_aio_release(completion)
             self._completions.outstanding -= 1
             if result == -errno.ENOENT:
                 result = 0
             # What an object does not have reads as zeroes, and so does an object that is not there.
-            if 0 <= result < len(buffer):
-                ctypes.memset(ctypes.byref(memory, result), 0, len(buffer) - result)
-            if result >= 0:
-                result = len(buffer)
-            try:
-                done(result, buffer)
-            except Exception:
-                log.exception("a completion callback failed")
-            self._buffers.give(buffer, memory)
+            if 0 <= result < length:
+                ctypes.memset(ctypes.addressof(read.memory) + at + result, 0, length - result)
+            elif result < 0:
+                read.result = result
+            read.pieces -= 1
+            if not read.pieces:
+                try:
+                    read.done(read.result, read.buffer)
+                except Exception:
+                    log.exception("a completion callback failed")
+                self._buffers.give(read)
+            QUICK.rados_aio_release(completion)
         return len(keys)
 
     async def close(self) -> None:
@@ -198,15 +214,33 @@ class ObjectReader:
         WAITING.rados_shutdown(self._cluster)
 
 
+class _Read:
+    """A read under way, in one piece or several.
+
+    Attributes:
+        memory: keeps the buffer's memory where it is until librados is done with it, and knows its address.
+        pieces: how many have not ended.
+        result: the length, or the negative errno of a piece.
+    """
+
+    __slots__ = ("buffer", "done", "memory", "pieces", "result")
+
+    def __init__(self, done: ReadResult, buffer: bytearray, memory: Any) -> None:
+        self.done = done
+        self.buffer = buffer
+        self.memory = memory
+        self.pieces = 0
+        self.result = len(buffer)
+
+
 class _Buffers:
     """Memory to read into, used again: fresh memory costs more than a read of a mebibyte does."""
 
     def __init__(self) -> None:
         self._spare: dict[int, list[tuple[bytearray, Any]]] = {}
         self._bytes = 0
-        # As many references as a caller of give() has made who has the only one left.
-        buffer, memory = self._new(1)
-        self._alone = self._count(buffer, memory)
+        # As many references as a buffer has that only give()'s caller knows of.
+        self._alone = self._count(_Read(_ignore, *self._new(1)))
 
     def take(self, length: int) -> tuple[bytearray, Any]:
         """Return a buffer with any content, and what keeps its memory where it is and knows its address."""
@@ -216,19 +250,19 @@ class _Buffers:
         self._bytes -= length
         return spare.pop()
 
-    def give(self, buffer: bytearray, memory: Any) -> None:
-        """Take a buffer back, unless somebody still has it: to whom it was given it belongs."""
-        length = len(buffer)
-        if sys.getrefcount(buffer) <= self._alone and self._bytes + length <= _MOST_SPARE:
+    def give(self, read: _Read) -> None:
+        """Take a read's buffer back, unless somebody still has it: to whom it was given it belongs."""
+        length = len(read.buffer)
+        if sys.getrefcount(read.buffer) <= self._alone and self._bytes + length <= _MOST_SPARE:
             self._bytes += length
-            self._spare.setdefault(length, []).append((buffer, memory))
+            self._spare.setdefault(length, []).append((read.buffer, read.memory))
 
     def _new(self, length: int) -> tuple[bytearray, Any]:
         buffer = bytearray(length)
         return buffer, ctypes.c_char.from_buffer(buffer)
 
-    def _count(self, buffer: bytearray, memory: Any) -> int:
-        return sys.getrefcount(buffer)
+    def _count(self, read: _Read) -> int:
+        return sys.getrefcount(read.buffer)
 
 
 class Reads:
@@ -251,6 +285,10 @@ class Reads:
                 self._names.clear()
             name = self._names[number] = (self._name % number).encode()
         return self._start(name, within, length, done)
+
+
+def _ignore(result: int, buffer: bytearray) -> None:
+    pass
 
 
 def _nothing(error: BaseException | None) -> None:
