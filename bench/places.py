@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -15,15 +16,18 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from bench import fio
-from bench.targets import Target, TargetMissing, fusecache, qemu_export
-from bench.workloads import BARE, DIRECTORY, FUSECACHE, LIBRBD, QEMU, QEMU_RBD, RBD
+from bench.targets import PASSTHROUGH, Target, TargetMissing, fusecache, qemu_export
+from bench.workloads import BARE, DIRECTORY, FUSECACHE, LIBRBD, PMEM, QEMU, QEMU_RBD, RBD, SSD
 
 Start: TypeAlias = Callable[[str], AbstractContextManager[Target]]
 """Starts a contestant, by name."""
+StartOnRbd: TypeAlias = Callable[..., AbstractContextManager[Target]]
+"""The same, and takes the lines of fusecache's layer as well."""
 
 _CHUNK: Final = 1 << 20
 _POOL: Final = "rbd"
 _IMAGE: Final = "disk"
+_IMAGE_OF_FUSECACHE: Final = f"{_IMAGE}-{FUSECACHE}"
 _CEPH: Final = Path(__file__).parents[1] / "scripts" / "ceph"
 
 
@@ -49,8 +53,46 @@ def in_directory(directory: Path, mebibytes: int) -> Iterator[Start]:
     yield start
 
 
+_LAYER: Final = """\
+plugin = "rwl"
+media = "{media}"
+path = {path}
+size = "{mebibytes}MiB"
+max_dirty_age = "1h"
+high_water = 0.95"""
+_TMPFS: Final = Path("/dev/shm")
+
+
 @contextmanager
-def in_rbd(directory: Path, mebibytes: int) -> Iterator[Start]:
+def in_log(media: str, directory: Path, mebibytes: int) -> Iterator[Start]:
+    """An image of a cluster under an rwl layer, and raw files on the disk for the others."""
+    with in_rbd(directory, mebibytes) as start_on_rbd, tempfile.TemporaryDirectory(dir=_TMPFS) as tmpfs:
+        pools = Path(tmpfs) if media == PMEM else directory / "pools"
+        pools.mkdir(exist_ok=True)
+        layer = _LAYER.format(media=media, path=json.dumps(str(pools)), mebibytes=4 * mebibytes)
+
+        def start(name: str) -> AbstractContextManager[Target]:
+            if name == FUSECACHE:
+                return start_on_rbd(name, layer=layer)
+            raw = directory / f"{name}.raw"
+            _fill(raw, mebibytes)
+            if name == QEMU:
+                node = "driver=file,filename={},cache.direct=on"
+                return qemu_export(name, directory / name, node.format(raw), node.format("RAW"))
+            return _bare(raw)
+
+        yield start
+
+
+def _empty_log(mountpoint: Path, mebibytes: int, filled: bool) -> None:
+    """Drop what the layer holds, and write all of the image where it is to be read from there."""
+    (mountpoint / ".control" / "images" / _IMAGE_OF_FUSECACHE / "discard").write_text("0 dirty")
+    if filled:
+        _fill(mountpoint / _IMAGE_OF_FUSECACHE, mebibytes)
+
+
+@contextmanager
+def in_rbd(directory: Path, mebibytes: int) -> Iterator[StartOnRbd]:
     """Images of a one-node cluster that runs as long as the context; each contestant has one of its own.
 
     Raises:
@@ -70,14 +112,21 @@ def in_rbd(directory: Path, mebibytes: int) -> Iterator[Start]:
         _ceph("stop", cluster)
 
 
-def _start_on_rbd(directory: Path, raw: Path, conf: Path, name: str) -> AbstractContextManager[Target]:
+def _start_on_rbd(
+    directory: Path, raw: Path, conf: Path, name: str, layer: str = PASSTHROUGH
+) -> AbstractContextManager[Target]:
     environment = {"CEPH_CONF": str(conf)}
     image = f"{_IMAGE}-{name}"
     words = ["rbd", "import", "--no-progress", str(raw), f"{_POOL}/{image}"]
     subprocess.run(words, check=True, env={**os.environ, **environment})
     if name == FUSECACHE:
         backend = f'type = "rbd"\npool = "{_POOL}"\nconf = {{}}'
-        return fusecache(directory / name, image, backend.format(json.dumps(str(conf))), backend.format('"CONF"'))
+        own = directory / name
+        empty = partial(_empty_log, own / "mnt", raw.stat().st_size >> 20) if layer != PASSTHROUGH else _leave
+        environment = {"PMEM_IS_PMEM_FORCE": "1"}
+        return fusecache(
+            own, image, backend.format(json.dumps(str(conf))), backend.format('"CONF"'), empty, layer, environment
+        )
     if name == QEMU_RBD:
         node = f"driver=rbd,pool={_POOL},image={image},conf={{}},cache.direct=on"
         return qemu_export(name, directory / name, node.format(conf), node.format("CONF"))
@@ -108,7 +157,7 @@ def _fill(path: Path, mebibytes: int) -> None:
         os.fsync(file.fileno())
 
 
-def _settle(raw: Path) -> None:
+def _settle(raw: Path, filled: bool) -> None:
     """Write back what is dirty, and bring all of the file into the page cache."""
     with raw.open("rb") as file:
         os.fdatasync(file.fileno())
@@ -116,8 +165,14 @@ def _settle(raw: Path) -> None:
             pass
 
 
+def _leave(filled: bool) -> None:
+    pass
+
+
 PLACES: Final[Mapping[str, Callable[[Path, int], AbstractContextManager[Start]]]] = {
     DIRECTORY: in_directory,
     RBD: in_rbd,
+    PMEM: partial(in_log, PMEM),
+    SSD: partial(in_log, SSD),
 }
 """What makes images at each place: given an empty directory, and the images' size in MiB."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from bench import fio
 from bench.workloads import FUSECACHE
@@ -29,7 +29,11 @@ class TargetMissing(Exception):
     """The machine has not what the contestant needs; the message says what."""
 
 
-def _nothing() -> None:
+Settle: TypeAlias = Callable[[bool], None]
+"""Brings what lies below to the same state before each measurement; told whether the image is to be filled."""
+
+
+def _nothing(filled: bool) -> None:
     pass
 
 
@@ -43,7 +47,6 @@ class Target:
         pid: of the serving process; None where none serves.
         metrics: fusecache's; None for others.
         environment: for fio, beside this process's.
-        settle: brings what lies below to the same state before each measurement.
     """
 
     name: str
@@ -52,7 +55,7 @@ class Target:
     pid: int | None = None
     metrics: Path | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
-    settle: Callable[[], None] = _nothing
+    settle: Settle = _nothing
 
     def cpu_seconds(self) -> float | None:
         """Return the CPU time that the serving process has used: its own and the kernel's on its behalf."""
@@ -74,38 +77,47 @@ state_dir = "state"
 images = ["*"]
 [[stack.layer]]
 index = 0
-plugin = "passthrough"
+{layer}
 """
+PASSTHROUGH: Final = 'plugin = "passthrough"'
 
 
 @contextmanager
 def fusecache(
-    directory: Path, image: str, backend: str, shown: str, settle: Callable[[], None] = _nothing
+    directory: Path,
+    image: str,
+    backend: str,
+    shown: str,
+    settle: Settle = _nothing,
+    layer: str = PASSTHROUGH,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Target]:
-    """Mount a backend through one passthrough layer.
+    """Mount a backend through one layer.
 
     Args:
         directory: empty, for its own files.
         image: the name of the one that is measured.
         backend: the lines of the table ``[backend]``; *shown* is what of them the report shows.
+        layer: the lines of the layer's table.
+        environment: for the daemon, beside this process's.
     """
     directory.mkdir()
     mountpoint = directory / "mnt"
     mountpoint.mkdir()
     config = directory / "fusecache.toml"
-    config.write_text(CONFIG.format(backend=backend))
+    config.write_text(CONFIG.format(backend=backend, layer=layer))
     cli = [sys.executable, "-m", "fusecache"]
-    subprocess.run([*cli, "mount", config, mountpoint], check=True)
+    subprocess.run([*cli, "mount", config, mountpoint], check=True, env={**os.environ, **(environment or {})})
     control = mountpoint / ".control"
     pid = json.loads((control / "status.json").read_text())["pid"]
     file = mountpoint / image
     try:
         # An image that stays open keeps its stack, and with it the figures of its hops.
         with file.open("rb"):
-            options = CONFIG.format(backend=shown)
+            options = CONFIG.format(backend=shown, layer=layer)
             yield Target(FUSECACHE, fio.on_file(file), options, pid, control / "metrics", settle=settle)
     finally:
-        subprocess.run([*cli, "unmount", mountpoint], check=True)
+        subprocess.run([*cli, "unmount", "--keep", mountpoint], check=True)
 
 
 @contextmanager
@@ -114,7 +126,7 @@ def qemu_export(
     directory: Path,
     node: str,
     shown: str,
-    settle: Callable[[], None] = _nothing,
+    settle: Settle = _nothing,
 ) -> Iterator[Target]:
     """Let qemu's storage daemon export an image by FUSE.
 

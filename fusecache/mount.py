@@ -26,6 +26,7 @@ from fusecache.backends import open_backend
 from fusecache.config.schema import Config, MountConfig
 from fusecache.control.files import Ownership
 from fusecache.control.hops import hops_of
+from fusecache.control.left import LeftDirty
 from fusecache.control.status import MountInfo
 from fusecache.control.tree import ControlTree
 from fusecache.fuse import mounting
@@ -39,6 +40,7 @@ from fusecache.metrics.export import prometheus_text
 from fusecache.metrics.registry import Sources, make_registry
 from fusecache.stack.assemble import Stack
 from fusecache.stack.assemble import open_stack as assemble_stack
+from fusecache.stack.drop import drop_layer
 from fusecache.stack.link import Op
 from fusecache.state.store import MountRecord, StateStore
 
@@ -208,7 +210,9 @@ class _Parts:
                 completions=completions,
                 emit=events.emit,
                 mountpoint=str(path),
+                guard=config.mount.guard,
             ),
+            drop_layer=partial(_drop_layer, config, str(path), backend, store, events.emit),
             stack_for=config.stack_for,
             nursery=nursery,
             release_after=config.mount.release_after,
@@ -229,6 +233,7 @@ class _Parts:
         self._control = ControlTree(
             self.registry,
             nursery,
+            left=LeftDirty(backend, store),
             mount=MountInfo(sources.version, os.getpid(), str(path), backend.description),
             owner=Ownership(self._policy.uid, self._policy.gid, config.mount.control_group, time.time_ns()),
             events=events,
@@ -249,6 +254,23 @@ class _Parts:
             self._session.notifier.invalidate(image_inode(image.info.key))
 
 
+async def _drop_layer(
+    config: Config, mountpoint: str, backend: Backend, store: StateStore, emit: Emit, name: str, index: int, dirty: bool
+) -> None:
+    await drop_layer(
+        backend=backend,
+        name=name,
+        configured=config.stack_for(name),
+        store=store,
+        index=index,
+        emit=emit,
+        dirty=dirty,
+        take_over=dirty,
+        guard=config.mount.guard,
+        mountpoint=mountpoint,
+    )
+
+
 @asynccontextmanager
 async def open_stack(config: Config, image: str) -> AsyncIterator[Stack]:
     """Open an image's stack without mounting, under the same locks as a mount.
@@ -257,17 +279,17 @@ async def open_stack(config: Config, image: str) -> AsyncIterator[Stack]:
         FusecacheError: see :func:`fusecache.stack.assemble.open_stack`.
     """
     store = StateStore(config.mount.state_dir)
-    emit: Emit = log_event
     async with (
         _completions() as completions,
-        open_backend(config.backend, completions, emit) as backend,
+        open_backend(config.backend, completions, log_event) as backend,
         assemble_stack(
             backend=backend,
             name=image,
             configured=config.stack_for(image),
             store=store,
             completions=completions,
-            emit=emit,
+            emit=log_event,
+            guard=config.mount.guard,
         ) as stack,
     ):
         yield stack

@@ -7,7 +7,17 @@ from fusecache.api.backend import Backend, BackendImage, Claim, ImageInfo, Image
 from fusecache.api.completions import Completions
 from fusecache.api.errors import FusecacheError, errno_of
 from fusecache.api.identity import Identity
-from fusecache.api.layer import API_VERSION, Emit, Layer, LayerContext, LayerPlugin, LayerState, LayerStatus
+from fusecache.api.inspection import Inspection
+from fusecache.api.layer import (
+    API_VERSION,
+    DirtyMark,
+    Emit,
+    Layer,
+    LayerContext,
+    LayerPlugin,
+    LayerState,
+    LayerStatus,
+)
 from fusecache.api.ranges import Extent, ExtentKind, Span
 from fusecache.api.volume import (
     DECLINED,
@@ -35,6 +45,7 @@ __all__ = [
     "Buffers",
     "Claim",
     "Completions",
+    "DirtyMark",
     "Done",
     "Emit",
     "Extent",
@@ -43,6 +54,7 @@ __all__ = [
     "Identity",
     "ImageInfo",
     "ImageRecord",
+    "Inspection",
     "Layer",
     "LayerContext",
     "LayerPlugin",

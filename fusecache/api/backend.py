@@ -122,6 +122,10 @@ class BackendImage(Volume):
         """Return when the lock has been lost; never where that cannot happen."""
         await trio.sleep_forever()
 
+    async def clones(self) -> Sequence[str]:
+        """Return the names of images that need this one to be opened: none may while its guard is on."""
+        return ()
+
     @abstractmethod
     async def info(self) -> ImageInfo:
         """Return the image's present description, under its present name.

@@ -12,12 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import trio
 
 from fusecache.api.completions import Completions
+from fusecache.api.errors import NotSupported
 from fusecache.api.identity import Identity
+from fusecache.api.inspection import Inspection
 from fusecache.api.volume import Volume
 
 API_VERSION = 1
@@ -104,6 +106,51 @@ class Layer(Volume):
         self.writeback_rate = rate
 
 
+class DirtyMark(Protocol):
+    """The durable word that a layer may hold data which is not durable in the level below: set before, cleared after.
+
+    The word stands in the image's own metadata, which is the authority, and in this host's manifest. As long as it
+    stands nobody else opens the image, and it is opened with this layer or not at all. Setting and clearing each take
+    a few durable writes, of the backend too: set it for a spell of work, not for a request.
+
+    Attributes:
+        is_set: from the end of a successful :meth:`set`, or from the opening of a layer that was left dirty, to the
+            beginning of :meth:`clear`. Changes between the caller's awaits only. **False when the layer is opened
+            means that nothing its files hold was ever acknowledged and is not below**: they may be of a crash before
+            the mark was durable, or of a time before others changed the image. None of it may be read or written back.
+    """
+
+    @property
+    def is_set(self) -> bool: ...
+
+    async def set(self) -> None:
+        """Return when the mark is durable; at once where it is set already.
+
+        To be called before a change that is not below is acknowledged, and before the layer's files hold anything
+        that a later open would take for dirty. Calls for one image, of any layer, come one after another.
+
+        A cancellation leaves the mark not set in the eyes of the layer, durably set or not; the next :meth:`set` or
+        :meth:`clear` settles that, and a layer that is opened with the mark set and nothing dirty clears it.
+
+        Raises:
+            VolumeReadOnly: the image's lock is not ours any more.
+            FusecacheError, OSError: the manifest or the record cannot be written; the mark is not set.
+        """
+
+    async def clear(self) -> None:
+        """Return when it is durable that the layer holds nothing which is not durable below; at once if not set.
+
+        To be called when that is so: at a close that finds the layer clean, and when it has been clean for a while.
+        :attr:`is_set` is False from the call on: a change that comes meanwhile sets the mark again.
+
+        A cancellation, or an error, leaves it durably set or not, and not set in the eyes of the layer.
+
+        Raises:
+            VolumeReadOnly: the image's lock is not ours any more.
+            FusecacheError, OSError: the record or the manifest cannot be written.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class LayerContext:
     """What a layer may know of the world around it.
@@ -118,6 +165,7 @@ class LayerContext:
         nursery: the open image's nursery; a crash of a task in it closes this image and no other.
         completions: brings results of threads back to the loop.
         emit: records an event.
+        dirty: the layer's mark; only a layer of a plugin that ``writes_back`` uses it.
     """
 
     image: str
@@ -129,6 +177,7 @@ class LayerContext:
     nursery: trio.Nursery
     completions: Completions
     emit: Emit
+    dirty: DirtyMark
 
 
 class LayerPlugin(ABC):
@@ -138,11 +187,10 @@ class LayerPlugin(ABC):
         name: equal to the entry point's name.
         api_version: the :data:`API_VERSION` it was written for.
         config_model: a pydantic model or a dataclass; the layer's table in the config, less ``index``, ``plugin``
-        and ``required``,
-            is validated against it, and unknown keys are errors.
-        writes_back: its layers acknowledge changes that are not yet in the level below. They are opened only over
-            images that can be told from every other for ever (``durable_identity``), and the backend keeps what
-            happens to other images away from theirs.
+            and ``required``, is validated against it, and unknown keys are errors.
+        writes_back: its layers acknowledge changes that are not yet in the level below, and say so by
+            ``LayerContext.dirty`` first. They are opened only over images that can be told from every other for ever
+            (``durable_identity``), and the backend keeps what happens to other images away from theirs.
     """
 
     name: ClassVar[str]
@@ -154,6 +202,20 @@ class LayerPlugin(ABC):
         """Name every file the layer will own, before any is created, so that the core can drop the layer without its
         plugin."""
         return ()
+
+    def inspect(self, path: Path, *, verify: bool) -> Inspection:
+        """Describe one of the plugin's files for people, whether or not it is in use. Reads only; blocks.
+
+        Args:
+            path: of the file.
+            verify: check everything in it that has a checksum.
+
+        Raises:
+            NotSupported: the plugin has nothing to show.
+            CorruptState: it is no file of this plugin's.
+            OSError: it cannot be read.
+        """
+        raise NotSupported(f"layer plugin {self.name!r} cannot inspect {path}")
 
     @abstractmethod
     def open(self, context: LayerContext, below: Volume) -> AbstractAsyncContextManager[Layer]:

@@ -19,9 +19,10 @@ from fusecache.metrics.text import printable
 @click.option("--dirty", is_flag=True, help="Drop dirty data too: it is lost.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def command(target: Path, image: str, layer: int, dirty: bool, yes: bool) -> None:
-    """Drop the content of one layer of IMAGE.
+    """Drop the content of one layer of IMAGE, mounted or not, with the layer's plugin or without.
 
-    A layer that is dirty is refused with exit code 3, unless --dirty is given.
+    A layer that is dirty is refused with exit code 3, unless --dirty is given; with --dirty, one that lies under
+    dirty layers is: discard those first.
     """
     place = mount_or_config(target)
     if dirty and not yes:
@@ -30,7 +31,7 @@ def command(target: Path, image: str, layer: int, dirty: bool, yes: bool) -> Non
         place.discard(image, layer, dirty=dirty)
         return
     try:
-        offline.invalidate(place, image, layer, dirty=dirty)
+        offline.drop(place, image, layer, dirty=dirty)
     except ImageBusy:
         mount = holder_of(place, image)
         if mount is None:

@@ -6,9 +6,11 @@ import click
 
 from fusecache.api.errors import ImageBusy
 from fusecache.cli import offline
+from fusecache.cli.failure import Failure, failure_of
 from fusecache.cli.mounted import Mounted
 from fusecache.cli.target import holder_of, mount_or_config
 from fusecache.config.schema import Config
+from fusecache.metrics.text import printable
 
 
 @click.command("flush")
@@ -23,8 +25,25 @@ def command(target: Path, image: str | None, layer: int | None) -> None:
     if isinstance(place, Mounted):
         place.flush(image, layer)
         return
-    for name in [image] if image is not None else [info.name for info in offline.list_images(place)]:
-        _flush_unmounted(place, name, layer)
+    if image is not None:
+        _flush_unmounted(place, image, layer)
+    else:
+        _flush_all_unmounted(place)
+
+
+def _flush_all_unmounted(config: Config) -> None:
+    failures = []
+    for info in offline.dirty_images(config):
+        try:
+            _flush_unmounted(config, info.name, None)
+        except Exception as error:
+            failure = failure_of(error)
+            if failure is None:
+                raise
+            # The others must not wait for it.
+            failures.append(f"{printable(info.name)}: not written back: {failure.message}")
+    if failures:
+        raise Failure("\n".join(failures))
 
 
 def _flush_unmounted(config: Config, image: str, layer: int | None) -> None:

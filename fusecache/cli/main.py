@@ -12,7 +12,7 @@ import click
 
 from fusecache.cli.failure import Group
 
-VERBS: Final = ("check", "discard", "events", "flush", "layers", "mount", "status", "unmount")
+VERBS: Final = ("check", "discard", "events", "flush", "inspect", "layers", "mount", "status", "unmount")
 
 _LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 

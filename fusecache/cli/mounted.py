@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,10 +23,34 @@ ANSWER_WITHIN: Final = 5.0
 """Seconds after which a mount that does not answer is given up."""
 
 _POLL_EVERY: Final = 0.5
+_ENDINGS: Final = ("command-done", "command-failed", "command-refused")
 
 
 class NotAnswering(Failure):
     """The mount's daemon is there and does not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a command ended, as the event of its end says.
+
+    Attributes:
+        kind: of the event.
+        reason: why the command failed.
+    """
+
+    kind: str = "command-done"
+    reason: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """It was not carried out, or not wholly."""
+        return self.kind != "command-done"
+
+    @property
+    def refused(self) -> bool:
+        """It was not carried out because data would have been lost."""
+        return self.kind == "command-refused"
 
 
 class _Write(threading.Thread):
@@ -120,9 +145,9 @@ class Mounted:
             Failure: with the mount's reason.
         """
         title = str(self.mountpoint) if image is None else printable(image)
-        error, reason = self._command(image, "flush", "all" if layer is None else str(layer), f"writing back {title}")
-        if error:
-            raise Failure(f"{title}: not written back: {reason}")
+        ending = self._command(image, "flush", "all" if layer is None else str(layer), f"writing back {title}")
+        if ending.failed:
+            raise Failure(f"{title}: not written back: {ending.reason}")
 
     def discard(self, image: str, layer: int, *, dirty: bool) -> None:
         """Drop a layer's content, with its dirty data if *dirty*.
@@ -131,16 +156,13 @@ class Mounted:
             Failure: with the mount's reason; exit code 3 where data would have been lost.
         """
         text = f"{layer} dirty" if dirty else str(layer)
-        error, reason = self._command(image, "discard", text, f"discarding layer {layer} of {printable(image)}")
-        if error:
-            held = error == errno.EBUSY and any(
-                above["index"] >= layer and above["dirty_bytes"] for above in self.image_status(image)["layers"]
-            )
-            code = EXIT_DATA_LOSS if held else EXIT_FAILED
-            raise Failure(f"{printable(image)}: layer {layer} not discarded: {reason}", code)
+        ending = self._command(image, "discard", text, f"discarding layer {layer} of {printable(image)}")
+        if ending.failed:
+            code = EXIT_DATA_LOSS if ending.refused else EXIT_FAILED
+            raise Failure(f"{printable(image)}: layer {layer} not discarded: {ending.reason}", code)
 
-    def _command(self, image: str | None, file: str, text: str, title: str) -> tuple[int, str]:
-        """Write a command and wait for its end, however long; return its errno, 0 for success, and the reason."""
+    def _command(self, image: str | None, file: str, text: str, title: str) -> "Ending":
+        """Write a command and wait for its end, however long."""
         if image is not None and ("/" in image or image in ("", ".", "..")):
             raise self._no_image(image)
         names = [] if image is None else ["images", image]
@@ -158,14 +180,14 @@ class Mounted:
                     time.sleep(_POLL_EVERY)
                     if file == "flush":
                         line.show(self.read(*names, file).strip())
-                reason = reason_of(appended(before, self.events()), f"{target}: {file} {text}")
-                return (errno.EIO, reason) if reason else (0, "")
+                return ending_of(appended(before, self.events()), f"{target}: {file} {text}") or Ending()
         if error is None:
-            return 0, ""
+            return Ending()
         if error.errno == errno.ENOENT and image is not None:
             raise self._no_image(image)
-        reason = reason_of(appended(before, self.events()), target)
-        return error.errno or errno.EIO, reason or error.strerror or str(error)
+        ending = ending_of(appended(before, self.events()), target)
+        # Where others give commands too, or events are many, the one that is found may not be this one's.
+        return ending if ending and ending.failed else Ending("command-failed", error.strerror or str(error))
 
     def _runs(self, image: str | None, command: str) -> bool:
         running: Sequence[dict[str, Any]] = self.status()["commands"]
@@ -184,11 +206,11 @@ def appended(old: Sequence[str], new: Sequence[str]) -> Sequence[str]:
     raise AssertionError("no lines at all begin every sequence")
 
 
-def reason_of(events: Sequence[str], command: str) -> str:
-    """Return why the command of that beginning that ended last failed; nothing where it did not."""
-    reason = ""
+def ending_of(events: Sequence[str], command: str) -> Ending | None:
+    """Return how the command of that beginning that ended last ended; None where none has."""
+    ending = None
     for event in events:
         _time, kind, text = event.split(" ", 2)
-        if kind in ("command-done", "command-failed") and f"{text}: ".startswith(f"{command}: "):
-            reason = text.removeprefix(f"{command}: ") if kind == "command-failed" else ""
-    return reason
+        if kind in _ENDINGS and f"{text}: ".startswith(f"{command}: "):
+            ending = Ending(kind, text.removeprefix(f"{command}: "))
+    return ending

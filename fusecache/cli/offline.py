@@ -1,37 +1,52 @@
-"""Images of a configuration without a mount: listed, and their stacks opened.
+"""Images of a configuration without a mount: listed, their stacks opened, their layers dropped.
 
 Owns the event loop of commands that work unmounted. It must not know verbs.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import trio
 
-from fusecache.api.backend import ImageInfo
+from fusecache.api.backend import Backend, ImageInfo
 from fusecache.api.completions import Completions
-from fusecache.api.units import format_size
 from fusecache.backends import open_backend
 from fusecache.cli.failure import unwrapped
 from fusecache.cli.output import Progress, progress
 from fusecache.config.schema import Config
+from fusecache.control.progress import progress_text
+from fusecache.metrics.text import printable
 from fusecache.mount import log_event, open_stack
 from fusecache.stack.assemble import Stack
+from fusecache.stack.drop import drop_layer
+from fusecache.stack.held import held_here
+from fusecache.state.store import StateStore
 
 Result = TypeVar("Result")
 
-_POLL_EVERY = 0.5
+_POLL_EVERY: Final = 0.5
 
 
 def list_images(config: Config) -> Sequence[ImageInfo]:
     """Return the images of the configuration's backend, sorted by name. Writes nothing."""
 
     async def listed() -> Sequence[ImageInfo]:
-        async with _completions() as completions, open_backend(config.backend, completions, log_event) as backend:
+        async with _backend(config) as backend:
             return await backend.list()
 
     return sorted(_run(listed), key=lambda info: info.name)
+
+
+def dirty_images(config: Config) -> Sequence[ImageInfo]:
+    """Return the images of which this host holds dirty data, in a mount or left by one, sorted by name."""
+    host = StateStore(config.mount.state_dir).host()
+
+    async def held() -> Sequence[ImageInfo]:
+        async with _backend(config) as backend:
+            return await held_here(backend, host, await backend.list())
+
+    return _run(held)
 
 
 def writeback(config: Config, image: str, layer: int | None) -> None:
@@ -43,29 +58,40 @@ def writeback(config: Config, image: str, layer: int | None) -> None:
     """
 
     async def written_back() -> None:
-        async with open_stack(config, image) as stack:
-            with progress(f"writing back {image}") as line:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(_show_dirty, stack, line)
-                    await stack.writeback(layer)
-                    nursery.cancel_scope.cancel()
+        with progress(f"writing back {printable(image)}") as line:
+            async with open_stack(config, image) as stack, trio.open_nursery() as nursery:
+                nursery.start_soon(_show_progress, stack, layer, line)
+                await stack.writeback(layer)
+                nursery.cancel_scope.cancel()
 
     _run(written_back)
 
 
-def invalidate(config: Config, image: str, layer: int, *, dirty: bool) -> None:
-    """Drop a layer's content, with its dirty data if *dirty*.
+def drop(config: Config, image: str, layer: int, *, dirty: bool) -> None:
+    """Drop a layer's content, with its dirty data if *dirty*, whether or not the layer could be opened.
 
     Raises:
         ImageBusy: another process has the image open.
         LayerDirty: data would be lost.
+        BadCommand: the image has no such layer.
     """
+    store = StateStore(config.mount.state_dir)
 
-    async def invalidated() -> None:
-        async with open_stack(config, image) as stack:
-            await stack.invalidate(layer, dirty=dirty)
+    async def dropped() -> None:
+        async with _backend(config) as backend:
+            await drop_layer(
+                backend=backend,
+                name=image,
+                configured=config.stack_for(image),
+                store=store,
+                index=layer,
+                emit=log_event,
+                dirty=dirty,
+                take_over=dirty,
+                guard=config.mount.guard,
+            )
 
-    _run(invalidated)
+    _run(dropped)
 
 
 def _run(work: Callable[[], Awaitable[Result]]) -> Result:
@@ -76,19 +102,24 @@ def _run(work: Callable[[], Awaitable[Result]]) -> Result:
 
 
 @asynccontextmanager
-async def _completions() -> AsyncIterator[Completions]:
+async def _backend(config: Config) -> AsyncIterator[Backend]:
     completions = Completions()
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(completions.run)
-            yield completions
+            async with open_backend(config.backend, completions, log_event) as backend:
+                yield backend
             nursery.cancel_scope.cancel()
     finally:
         completions.close()
 
 
-async def _show_dirty(stack: Stack, line: Progress) -> None:
+async def _show_progress(stack: Stack, index: int | None, line: Progress) -> None:
+    layers = [hop.layer for hop in stack.layers if index in (None, hop.index)]
+    begun, before = trio.current_time(), sum(layer.status().writeback_bytes for layer in layers)
     while True:
-        dirty = sum(hop.layer.status().dirty_bytes for hop in stack.layers)
-        line.show(f"{format_size(dirty)} left")
+        figures = [layer.status() for layer in layers]
+        left = sum(status.dirty_bytes for status in figures)
+        written = sum(status.writeback_bytes for status in figures) - before
+        line.show(progress_text(left, written, trio.current_time() - begun))
         await trio.sleep(_POLL_EVERY)

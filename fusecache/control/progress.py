@@ -26,7 +26,7 @@ def written_by(images: Iterable[OpenImage]) -> Written:
 
 
 def progress_line(images: Iterable[OpenImage], layer: int | None, before: Written, elapsed: float) -> str:
-    """Return ``LEFT bytes left, RATE bytes/s, SECONDS s left``; the seconds are ``?`` while nothing moves.
+    """Return how far the write-back has come, as :func:`progress_text` says it.
 
     Args:
         images: whose write-back it is.
@@ -41,6 +41,16 @@ def progress_line(images: Iterable[OpenImage], layer: int | None, before: Writte
                 left += status.dirty_bytes
                 # A layer that was reopened meanwhile counts from zero again.
                 written += max(0, status.writeback_bytes - before.get((image.info.key, each.index), 0))
+    return progress_text(left, written, elapsed)
+
+
+def progress_text(left: int, written: int, elapsed: float) -> str:
+    """Return ``LEFT bytes left, RATE bytes/s, SECONDS s left``; the seconds are ``?`` while nothing moves.
+
+    Args:
+        left: bytes that are dirty still.
+        written: bytes written back since the command began, *elapsed* seconds ago.
+    """
     rate = int(written / elapsed) if elapsed > 0 else 0
     seconds = str(math.ceil(left / rate)) if rate else "?" if left else "0"
     return f"{left} bytes left, {rate} bytes/s, {seconds} s left"

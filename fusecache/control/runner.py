@@ -3,6 +3,9 @@
 Owns which commands are running, what the last failure of each image was, and how long a writer waits. It must not know
 files.
 
+The end of each command is an event: ``command-done``, ``command-failed``, or ``command-refused`` where it would have
+lost data.
+
 A command runs in the mount's commands nursery, not in its writer: it goes on when the writer is interrupted or has
 waited long enough, and shows in ``status`` until it ends. Two commands are never merged, however equal: the later one
 must also reach what became dirty after the earlier one began.
@@ -16,13 +19,12 @@ from dataclasses import dataclass, field
 import trio
 
 from fusecache.api.backend import ImageInfo
-from fusecache.api.errors import BadCommand, FusecacheError
+from fusecache.api.errors import BadCommand, FusecacheError, LayerDirty
 from fusecache.api.layer import Emit
 from fusecache.api.volume import Done
 from fusecache.control.commands import Command, CommandFile, Flush, parse
-from fusecache.control.execute import check_layer, execute, flush_all
+from fusecache.control.execute import Executor
 from fusecache.control.progress import IDLE, Written, progress_line, written_by
-from fusecache.control.rates import WritebackRates
 from fusecache.control.service import ImageService
 from fusecache.metrics.text import printable
 
@@ -72,6 +74,7 @@ class CommandRunner:
     """Carries out what is written to control files.
 
     Args:
+        executor: carries them out.
         nursery: where commands run; it outlives every writer. Its cancellation ends the running commands, and each
             writer that still waits gets EINTR.
         control_wait: seconds after which a writer gets EINPROGRESS while its command goes on.
@@ -83,7 +86,7 @@ class CommandRunner:
     def __init__(
         self,
         service: ImageService,
-        rates: WritebackRates,
+        executor: Executor,
         nursery: trio.Nursery,
         *,
         emit: Emit,
@@ -91,7 +94,7 @@ class CommandRunner:
     ) -> None:
         self.running: list[Running] = []
         self._service = service
-        self._rates = rates
+        self._executor = executor
         self._nursery = nursery
         self._emit = emit
         self._control_wait = control_wait
@@ -101,13 +104,10 @@ class CommandRunner:
         """Start the command in *content*; ``done`` is called once with its result, never from inside this call.
 
         Raises:
-            BadCommand: it was not understood, or names a layer that the image does not have; nothing was changed, and
-                ``done`` is not called.
+            BadCommand: it was not understood; nothing was changed, and ``done`` is not called.
         """
         try:
             command = parse(target.file, content, target.layer)
-            if target.image is not None:
-                check_layer(self._service, target.image, command)
         except BadCommand as error:
             self._record_failure(target, str(error))
             raise
@@ -135,14 +135,18 @@ class CommandRunner:
         target, command = running.target, running.command
         try:
             if target.image is None:
-                await flush_all(self._service, self._record_image_failure)
+                await self._executor.flush_all(self._record_image_failure)
             else:
-                await execute(self._service, self._rates, target.image, command)
+                await self._executor.execute(target.image, command)
             self._emit("command-done", f"{target}: {command}")
+        except BadCommand as error:
+            running.error = error
+            self._record_failure(target, str(error))
         except Exception as error:
             running.error = error
             _log_unexpected(error)
-            self._record_failure(target, f"{command}: {_reason_of(error)}")
+            kind = "command-refused" if isinstance(error, LayerDirty) else "command-failed"
+            self._record_failure(target, f"{command}: {_reason_of(error)}", kind)
         except BaseException:
             running.error = _mount_ending()
             raise
@@ -159,10 +163,10 @@ class CommandRunner:
         finally:
             done(running.error if running.ended.is_set() else error)
 
-    def _record_failure(self, target: Target, reason: str) -> None:
+    def _record_failure(self, target: Target, reason: str, kind: str = "command-failed") -> None:
         if target.image is not None:
             self._last_errors[target.image.key] = printable(reason)
-        self._emit("command-failed", f"{target}: {reason}")
+        self._emit(kind, f"{target}: {reason}")
 
     def _record_image_failure(self, info: ImageInfo, error: Exception) -> None:
         _log_unexpected(error)

@@ -39,9 +39,6 @@ class OpenImage(Protocol):
     async def writeback(self, index: int | None) -> None:
         """Write a layer's dirty data to the level below; with None, everything down into the backend."""
 
-    async def invalidate(self, index: int, *, dirty: bool) -> None:
-        """Drop a layer's content; LayerDirty where that would lose data and *dirty* is false."""
-
 
 class ImageService(Protocol):
     """All images of a mount."""
@@ -60,6 +57,10 @@ class ImageService(Protocol):
 
     def using(self, name: str) -> AbstractAsyncContextManager[OpenImage]:
         """Keep an image open for the length of a block, opening it if need be."""
+
+    async def drop_layer(self, info: ImageInfo, index: int, *, dirty: bool) -> None:
+        """Drop a layer's content, open or not, with its plugin or without; LayerDirty where that would lose data and
+        *dirty* is false."""
 
     def configured(self, name: str) -> StackConfig | None:
         """Return what the configuration says of the image's stack; None is no layers."""

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+import trio
+
 from fusecache.api.backend import ImageInfo
 from fusecache.api.layer import LayerState
+from fusecache.control.left import LeftDirty
 from fusecache.control.listing import Listing
 from fusecache.control.rates import WritebackRates
 from fusecache.control.runner import Running
@@ -35,18 +38,20 @@ class MountInfo:
 
 
 class StatusSource:
-    """Tells the status. A frozen image or backend delays it by a second at most."""
+    """Tells the status. A frozen image, state directory or backend delays it by a second at most."""
 
     def __init__(
         self,
         service: ImageService,
         rates: WritebackRates,
+        left: LeftDirty,
         listing: Listing,
         running: Sequence[Running],
         mount: MountInfo,
     ) -> None:
         self._service = service
         self._rates = rates
+        self._left = left
         self._listing = listing
         self._running = running
         self._mount = mount
@@ -57,7 +62,9 @@ class StatusSource:
         Its key ``complete`` is false while the backend does not list its images: then images that are not open may be
         missing from ``images``.
         """
-        listed, complete = await self._listing.latest()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._left.look)
+            listed, complete = await self._listing.latest()
         infos = {info.key: info for info in listed}
         for image in self._service.all_open():
             infos.setdefault(image.info.key, replace(image.info, name=image.name))
@@ -79,11 +86,12 @@ class StatusSource:
         """
         if self._service.opened(info.name) is None:
             info = await self._service.lookup(info.name)
+            await self._left.look()
         return self._image(info)
 
     def _image(self, info: ImageInfo) -> Json:
         opened = self._service.opened(info.name)
-        layers = layers_of(self._service, self._rates, info)
+        layers = layers_of(self._service, self._rates, self._left, info)
         return {
             "name": info.name,
             "size": info.size if opened is None else opened.size,

@@ -14,8 +14,10 @@ from fusecache.api.backend import ImageInfo
 from fusecache.api.errors import ImageNotFound
 from fusecache.api.units import format_rate
 from fusecache.control.commands import CommandFile
+from fusecache.control.execute import Executor
 from fusecache.control.files import CommandNode, ControlDirectory, FixedDirectory, Ownership, Report, ReportNode
 from fusecache.control.inodes import ROOT, report_inode
+from fusecache.control.left import LeftDirty
 from fusecache.control.listing import Listing
 from fusecache.control.rates import WritebackRates
 from fusecache.control.runner import CommandRunner, Target
@@ -35,6 +37,7 @@ class ControlTree:
 
     Args:
         nursery: where commands run; it outlives every file of the directory.
+        left: knows the images that are dirty and not open.
         metrics: returns the metrics' text.
         control_wait: seconds after which the writer of a command gets EINPROGRESS.
 
@@ -49,6 +52,7 @@ class ControlTree:
         service: ImageService,
         nursery: trio.Nursery,
         *,
+        left: LeftDirty,
         mount: MountInfo,
         owner: Ownership,
         events: EventLog,
@@ -56,10 +60,15 @@ class ControlTree:
         control_wait: float,
     ) -> None:
         self.rates = WritebackRates()
-        self.runner = CommandRunner(service, self.rates, nursery, emit=events.emit, control_wait=control_wait)
+        executor = Executor(service, self.rates, left)
+        self.runner = CommandRunner(service, executor, nursery, emit=events.emit, control_wait=control_wait)
         self._service = service
+        self._left = left
         self._owner = owner
-        self._status = StatusSource(service, self.rates, Listing(service, nursery), self.runner.running, mount)
+        listing = Listing(service, nursery)
+        # The directories of layers show what the last look found.
+        nursery.start_soon(left.look)
+        self._status = StatusSource(service, self.rates, left, listing, self.runner.running, mount)
         entries: dict[str, Node] = {
             "flush": self._command(("flush",), Target(CommandFile.FLUSH_ALL), lambda: self.runner.progress(None)),
             "status": self._report(("status",), self._mount_status(mount_text)),
@@ -105,7 +114,7 @@ class ControlTree:
         return FixedDirectory(report_inode(*path), owner, lambda: entries, lasting=False)
 
     def _layers(self, info: ImageInfo) -> Mapping[str, Node]:
-        return {str(index): self._layer_directory(info, index) for index in indexes_of(self._service, info)}
+        return {str(index): self._layer_directory(info, index) for index in indexes_of(self._service, self._left, info)}
 
     def _layer_directory(self, info: ImageInfo, index: int) -> Node:
         path = (_IMAGES, info.key, _LAYERS, str(index))
@@ -113,8 +122,16 @@ class ControlTree:
         def shown(show: Callable[[LayerView], str]) -> Callable[[], str]:
             return lambda: show(self._layer(info, index))
 
+        def shown_anew(show: Callable[[LayerView], str]) -> Report:
+            async def report() -> str:
+                if self._service.opened(info.name) is None:
+                    await self._left.look()
+                return shown(show)()
+
+            return report
+
         entries: dict[str, Node] = {
-            name: self._report((*path, name), _at_once(shown(show))) for name, show in _LAYER_REPORTS.items()
+            name: self._report((*path, name), shown_anew(show)) for name, show in _LAYER_REPORTS.items()
         }
         target = Target(CommandFile.WRITEBACK_RATE, info, index)
         name = target.file.value
@@ -122,7 +139,7 @@ class ControlTree:
         return FixedDirectory(report_inode(*path), self._owner, lambda: entries, lasting=False)
 
     def _layer(self, info: ImageInfo, index: int) -> LayerView:
-        for view in layers_of(self._service, self.rates, info):
+        for view in layers_of(self._service, self.rates, self._left, info):
             if view.index == index:
                 return view
         raise ImageNotFound(f"image {info.name!r} has no layer {index}")

@@ -1,7 +1,7 @@
 """What can be told of an image's layers at this instant, whether the image is open or not.
 
-Owns where each figure comes from: the open stack, or else the configuration. Nothing here waits. It must not know how
-the figures are shown.
+Owns where each figure comes from: the open stack, or else the manifest of an image that was left dirty, or else the
+configuration. Nothing here waits. It must not know how the figures are shown.
 """
 
 import logging
@@ -12,10 +12,12 @@ from fusecache.api.backend import ImageInfo
 from fusecache.api.layer import Layer, LayerState, LayerStatus
 from fusecache.api.units import parse_rate
 from fusecache.config.schema import LayerConfig
+from fusecache.control.left import LeftDirty
 from fusecache.control.rates import WritebackRates
 from fusecache.control.service import ImageService
 from fusecache.stack.assemble import MissingLayer, StackLayer
 from fusecache.stack.stats import Op
+from fusecache.state.manifest import ManifestLayer
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +29,7 @@ class LayerView:
     """One layer of an image.
 
     Attributes:
-        status: figures of the open layer; of one that is not open, a clean layer's without any content.
+        status: figures of the open layer; of one that is not open, its state alone.
         errors: requests that failed at this layer, and errors it counted itself, since it was opened.
         rate: bytes per second that background write-back may take; 0 is a pause, None no limit.
         options: its own options in the configuration.
@@ -55,23 +57,30 @@ def status_of(layer: StackLayer) -> LayerStatus:
         return LayerStatus(state=LayerState.FAILED)
 
 
-def layers_of(service: ImageService, rates: WritebackRates, info: ImageInfo) -> Sequence[LayerView]:
+def layers_of(service: ImageService, rates: WritebackRates, left: LeftDirty, info: ImageInfo) -> Sequence[LayerView]:
     """Return the layers of an image, index 0 first."""
-    image = service.opened(info.name)
-    if image is None:
-        stack = service.configured(info.name)
-        views = [_closed_view(layer, rates, info) for layer in stack.layers] if stack is not None else []
-    else:
+    image, stack, dirty = service.opened(info.name), service.configured(info.name), left.of(info)
+    if image is not None:
         views = [_open_view(layer) for layer in image.layers]
-        views += [_closed_view(layer, rates, info, absent=layer.reason) for layer in image.missing]
+        views += [_closed_view(layer, rates, info, LayerState.MISSING, layer.reason) for layer in image.missing]
+    elif dirty is not None:
+        # This is the stack that the image will be opened with, whatever is configured.
+        views = [
+            _closed_view(layer, rates, info, dirty.state if layer.dirty else LayerState.CLEAN)
+            for layer in dirty.manifest.layers
+        ]
+    else:
+        views = [_closed_view(layer, rates, info) for layer in stack.layers] if stack is not None else []
     return sorted(views, key=lambda view: view.index)
 
 
-def indexes_of(service: ImageService, info: ImageInfo) -> Sequence[int]:
+def indexes_of(service: ImageService, left: LeftDirty, info: ImageInfo) -> Sequence[int]:
     """Return the layer indexes of an image, lowest first."""
-    image, stack = service.opened(info.name), service.configured(info.name)
+    image, stack, dirty = service.opened(info.name), service.configured(info.name), left.of(info)
     if image is not None:
         return sorted([layer.index for layer in image.layers] + [layer.index for layer in image.missing])
+    if dirty is not None:
+        return [layer.index for layer in dirty.manifest.layers]
     return sorted(layer.index for layer in stack.layers) if stack is not None else []
 
 
@@ -89,12 +98,16 @@ def _open_view(layer: StackLayer) -> LayerView:
 
 
 def _closed_view(
-    layer: LayerConfig | MissingLayer, rates: WritebackRates, info: ImageInfo, absent: str = ""
+    layer: LayerConfig | MissingLayer | ManifestLayer,
+    rates: WritebackRates,
+    info: ImageInfo,
+    state: LayerState = LayerState.CLEAN,
+    absent: str = "",
 ) -> LayerView:
     return LayerView(
         layer.index,
         layer.plugin,
-        status=LayerStatus(state=LayerState.MISSING if absent else LayerState.CLEAN),
+        status=LayerStatus(state=state),
         rate=rates.get(info, layer.index, _configured_rate(layer.options)),
         options=layer.options,
         absent=absent,

@@ -20,7 +20,7 @@ from typing import TypeVar
 import trio
 
 from fusecache.api.backend import ImageInfo
-from fusecache.api.errors import VolumeClosed, VolumeReadOnly
+from fusecache.api.errors import ImageBusy, VolumeClosed, VolumeReadOnly
 from fusecache.api.ranges import Extent, ExtentKind, widen
 from fusecache.api.volume import DECLINED, PENDING, Attempt, Buffers, Done, ReadDone
 from fusecache.images.calls import Calls
@@ -128,6 +128,11 @@ class Image:
     def missing(self) -> Sequence[MissingLayer]:
         """The configured layers that the image was opened without."""
         return self.stack.missing
+
+    @property
+    def dirty(self) -> bool:
+        """A layer holds data that is not in the backend."""
+        return self.stack.dirty
 
     @property
     def mtime_ns(self) -> int:
@@ -322,15 +327,23 @@ class Image:
         """Drop a layer's content, between all requests before and all after.
 
         Raises:
+            ImageBusy: dirty data is to be dropped, and a file is open for writing.
             LayerDirty: the layer, or one above it, is dirty.
             BadCommand: there is no such layer.
         """
+        self._check_writers(dirty)
         await self._in_stack(partial(self._invalidate, index, dirty=dirty))
 
     async def _invalidate(self, index: int, *, dirty: bool) -> None:
         async with self.barrier():
+            # Somebody may have come while the barrier was waited for.
+            self._check_writers(dirty)
             await self.stack.invalidate(index, dirty=dirty)
             self._content_changed(self)
+
+    def _check_writers(self, dirty: bool) -> None:
+        if dirty and self.writers:
+            raise ImageBusy(f"image {self.name!r} is open for writing: close it before its dirty data is dropped")
 
 
 def _end_of(request: ChangeRequest | FlushRequest) -> Attempt:

@@ -2,9 +2,9 @@
 
 Owns the one hosting task of each open image, and when it starts and ends. It must not know files, handles or FUSE.
 
-An image is open from the first user until ``release_after`` after the last one; its hosting task holds its stack, and
-with it the backend's exclusive lock. A stack that fails takes down its image and nothing else: requests are answered
-with errors, and the next opener gets a new stack.
+An image is open from the first user until ``release_after`` after the last one, when it is written back, and as long as
+it is dirty. Its hosting task holds its stack, and with it the backend's exclusive lock. A stack that fails takes down
+its image and nothing else: requests are answered with errors, and the next opener gets a new stack.
 
 **Requests that hang in a stack that came down** are answered, and yet something may still be using the memory of a
 write. A new stack beside them is safe, as none of them can reach what the new one uses:
@@ -20,17 +20,26 @@ write. A new stack beside them is safe, as none of them can reach what the new o
 """
 
 import logging
-import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Final
 
 import trio
 
 from fusecache.api.backend import Backend, ImageInfo
-from fusecache.api.errors import FusecacheError, ImageBusy, ImageNotFound, NotPermitted, VolumeClosed
+from fusecache.api.errors import (
+    BadCommand,
+    Fenced,
+    FusecacheError,
+    ImageBusy,
+    ImageGone,
+    ImageNotFound,
+    NotPermitted,
+    VolumeClosed,
+)
 from fusecache.api.layer import Emit
 from fusecache.config.schema import StackConfig
+from fusecache.images.drain import drained
+from fusecache.images.host import Host, closed, first, flush, unless_needed, watch_lock
 from fusecache.images.image import Image
 from fusecache.stack.assemble import Stack
 
@@ -38,33 +47,6 @@ log = logging.getLogger(__name__)
 
 CONTROL_NAME = ".control"
 """The control directory's name; an image of that name is not shown."""
-
-_FAILED_PATIENCE: Final = 5.0
-"""Seconds to wait for a stack that came down to be closed; longer than a backend waits for calls that hang."""
-
-
-class _Host:
-    """The life of one open image, shared by the task that hosts it and those that use it."""
-
-    def __init__(self, info: ImageInfo) -> None:
-        self.info = info
-        self.users = 0
-        self.image: Image | None = None
-        self.error: Exception | None = None
-        self.ready = trio.Event()
-        self.failed = False
-        self.closing = False
-        self.closed = trio.Event()
-        self.changed = trio.Event()
-        self.opening = trio.CancelScope()
-
-    def change(self) -> None:
-        """Have the hosting task look again."""
-        if self.image is not None and self.image.lost and not self.users:
-            # Whoever comes now gets the lock anew.
-            self.closing = True
-        self.changed.set()
-        self.changed = trio.Event()
 
 
 class Registry:
@@ -74,7 +56,8 @@ class Registry:
         open_stack: assembles the stack of an image, by name.
         stack_for: what the configuration says of an image's stack.
         nursery: where hosting tasks live.
-        release_after: seconds an unused image stays open, and locked.
+        release_after: seconds an unused image stays open, and locked, before it is written back and closed.
+        drop_layer: drops a layer, by image name, layer index and whether dirty, of an image that is not open.
         on_open: called with each image that was opened, before anybody uses it.
         content_changed: called when an image's content changed otherwise than by requests.
     """
@@ -90,8 +73,10 @@ class Registry:
         emit: Emit,
         on_open: Callable[[Image], None] = lambda image: None,
         content_changed: Callable[[Image], None] = lambda image: None,
+        drop_layer: Callable[[str, int, bool], Awaitable[None]] | None = None,
     ) -> None:
         self.backend = backend
+        self._drop_layer = drop_layer
         self._open_stack = open_stack
         self._stack_for = stack_for
         self._nursery = nursery
@@ -99,7 +84,7 @@ class Registry:
         self._emit = emit
         self._on_open = on_open
         self._content_changed = content_changed
-        self._hosts: dict[str, _Host] = {}
+        self._hosts: dict[str, Host] = {}
         self._stopping = False
         self._control_reported = False
 
@@ -187,10 +172,10 @@ class Registry:
                 raise VolumeClosed(f"image {name!r}: the mount is ending")
             host = self._hosts.get(info.key)
             if host is None:
-                host = self._hosts[info.key] = _Host(info)
+                host = self._hosts[info.key] = Host(info)
                 self._nursery.start_soon(self._run_host, host)
             elif host.closing:
-                await _closed(host)
+                await closed(host)
                 continue
             host.users += 1
             try:
@@ -209,7 +194,7 @@ class Registry:
                 self._leave(host)
                 return
 
-    def _leave(self, host: _Host) -> None:
+    def _leave(self, host: Host) -> None:
         host.users -= 1
         host.change()
 
@@ -221,6 +206,48 @@ class Registry:
             yield image
         finally:
             self.release(image)
+
+    async def drop_layer(self, info: ImageInfo, index: int, *, dirty: bool) -> None:
+        """Drop a layer's content, whether the image is open or not; whoever wants to open it meanwhile waits.
+
+        Raises:
+            ImageGone: the name is another image's by now.
+            ImageBusy: dirty data is to be dropped, and a file is open for writing; or as for an open.
+            LayerDirty, BadCommand: see :meth:`Image.invalidate` and :func:`fusecache.stack.drop.drop_layer`.
+        """
+        while True:
+            if (await self.lookup(info.name)).key != info.key:
+                raise ImageGone(f"image {info.name!r} was replaced by another of that name")
+            if self._stopping:
+                raise VolumeClosed(f"image {info.name!r}: the mount is ending")
+            host = self._hosts.get(info.key)
+            if host is None or self._drop_layer is None:
+                break
+            if not host.closing and host.image is not None:
+                break
+            if host.closing:
+                await closed(host)
+            else:
+                await host.ready.wait()
+        if host is None and self._drop_layer is not None:
+            await self._drop_closed(info, index, dirty=dirty)
+            return
+        async with self.using(info.name) as image:
+            await image.invalidate(index, dirty=dirty)
+
+    async def _drop_closed(self, info: ImageInfo, index: int, *, dirty: bool) -> None:
+        assert self._drop_layer is not None
+        host = self._hosts[info.key] = Host(info)
+        host.closing = True
+        try:
+            with host.opening:
+                await self._drop_layer(info.name, index, dirty)
+                return
+            raise VolumeClosed(f"image {info.name!r}: the mount is ending")
+        finally:
+            del self._hosts[info.key]
+            host.ready.set()
+            host.closed.set()
 
     async def create(self, name: str) -> Image:
         """Create an empty image and become its user.
@@ -238,33 +265,48 @@ class Registry:
 
         Raises:
             ImageNotFound, ImageExists
+            ImageBusy: it is dirty.
             NotPermitted: it is a snapshot.
         """
         if CONTROL_NAME in (old, new):
             raise ImageBusy(f"image {CONTROL_NAME!r}: the name is the control directory's")
         info = await self._changeable(old)
+        await self._require_clean(info)
         await self.backend.rename(old, new)
         host = self._hosts.get(info.key)
         if host is not None and host.image is not None:
             host.image.name = new
 
     async def remove(self, name: str) -> None:
-        """Remove an image that nobody uses.
+        """Remove an image that nobody uses, and first the files of its layers: nothing would find them again.
 
         Raises:
             ImageNotFound: there is none.
-            ImageBusy: it is in use.
+            ImageBusy: it is in use, or dirty.
             NotPermitted: it is a snapshot.
         """
         info = await self._changeable(name)
+        await self._require_clean(info)
         host = self._hosts.get(info.key)
         if host is not None:
             if host.users:
                 raise ImageBusy(f"image {name!r} is open")
             host.closing = True
             host.change()
-            await _closed(host)
+            await closed(host)
+        await self._drop_files(info)
         await self.backend.remove(name)
+
+    async def _drop_files(self, info: ImageInfo) -> None:
+        configured = self._stack_for(info.name)
+        for layer in () if configured is None or self._drop_layer is None else configured.layers:
+            if info.key in self._hosts:
+                raise ImageBusy(f"image {info.name!r} is open")
+            try:
+                await self._drop_closed(info, layer.index, dirty=False)
+            except (BadCommand, Fenced):
+                # An image without a lock, or a copy that nobody ever opened, has no layers.
+                return
 
     async def _changeable(self, name: str) -> ImageInfo:
         info = await self.lookup(name)
@@ -272,8 +314,22 @@ class Registry:
             raise NotPermitted(f"{name!r} is a snapshot: it is renamed and removed in the backend only")
         return info
 
+    async def _require_clean(self, info: ImageInfo) -> None:
+        image = self.opened_as(info.key)
+        if image is None:
+            try:
+                record = await self.backend.read_record(info.name)
+            except Fenced:
+                # A copy of a dirty image: the record is its original's.
+                record = None
+        if image.dirty if image is not None else record is not None and record.holder is not None:
+            raise ImageBusy(f"image {info.name!r} has dirty data: write it back first, with `fusecache flush`")
+
     async def close(self) -> None:
-        """Close all images, used or not, and flush what was written; later requests fail."""
+        """Close all images, used or not, and flush what was written; later requests fail.
+
+        Dirty data stays where it is.
+        """
         self._stopping = True
         hosts = tuple(self._hosts.values())
         for host in hosts:
@@ -285,7 +341,7 @@ class Registry:
         for host in hosts:
             await host.closed.wait()
 
-    async def _run_host(self, host: _Host) -> None:
+    async def _run_host(self, host: Host) -> None:
         name = host.info.name
         try:
             with host.opening:
@@ -295,13 +351,13 @@ class Registry:
                         await self._serve(host, host.image)
         except Exception as error:
             if host.image is None:
-                host.error = _first(error)
+                host.error = first(error)
                 # Whoever opens a file sees no more than the errno.
                 self._emit("open-failed", f"image {name!r}: {host.error}")
             else:
                 log.exception("image %r: its stack came down", host.image.name)
-                self._emit("image-failed", f"image {host.image.name!r}: its stack came down: {_first(error)}")
-                host.image.fail(_first(error))
+                self._emit("image-failed", f"image {host.image.name!r}: its stack came down: {first(error)}")
+                host.image.fail(first(error))
         finally:
             if host.image is not None:
                 host.image.close()
@@ -309,13 +365,13 @@ class Registry:
             host.ready.set()
             host.closed.set()
 
-    async def _serve(self, host: _Host, image: Image) -> None:
+    async def _serve(self, host: Host, image: Image) -> None:
         self._on_open(image)
-        image.nursery.start_soon(_watch_lock, host, image)
+        image.nursery.start_soon(watch_lock, host, image)
         host.ready.set()
         try:
-            await self._until_unused(host)
-            await _flush(image)
+            await self._until_unused(host, image)
+            await flush(image)
         except BaseException as error:
             # At once: what came down may take long to close, and may never end what it was doing.
             log.error("image %r: its stack comes down; every request under way fails", image.name)
@@ -330,7 +386,7 @@ class Registry:
                 # What the kernel keeps of it must not outlive the lock.
                 self._content_changed(image)
 
-    async def _until_unused(self, host: _Host) -> None:
+    async def _until_unused(self, host: Host, image: Image) -> None:
         while not host.closing:
             changed = host.changed
             if host.users:
@@ -339,35 +395,5 @@ class Registry:
             with trio.move_on_after(self.release_after):
                 await changed.wait()
                 continue
-            host.closing = not host.users
-
-
-async def _watch_lock(host: _Host, image: Image) -> None:
-    await image.stack.image.until_lost()
-    image.lose()
-    host.change()
-
-
-async def _flush(image: Image) -> None:
-    try:
-        if not image.top.read_only:
-            await image.top.flush()
-    except (FusecacheError, OSError) as error:
-        # Without the lock there is nothing left to be made durable in the backend, and its loss has been told.
-        if not image.lost:
-            raise
-        log.info("image %r: closed without its lock: %s", image.name, error)
-
-
-async def _closed(host: _Host) -> None:
-    # An orderly end takes its time: it flushes.
-    with trio.move_on_after(_FAILED_PATIENCE if host.failed else math.inf):
-        await host.closed.wait()
-        return
-    raise ImageBusy(f"image {host.info.name!r}: its last stack came down and is not closed: something in it hangs")
-
-
-def _first(error: BaseException) -> Exception:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error if isinstance(error, Exception) else VolumeClosed(repr(error))
+            if await drained(image.stack, image.name, lambda: unless_needed(host), self._emit):
+                host.closing = not host.users

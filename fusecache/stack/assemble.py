@@ -4,38 +4,45 @@ Owns the order in which locks are taken, the manifest is written and layers are 
 concern several layers. It must not know files, FUSE, control commands or which plugins there are.
 """
 
-import json
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import trio
 
-from fusecache.api.backend import Backend, BackendImage, ImageRecord
+from fusecache.api.backend import Backend, BackendImage
 from fusecache.api.completions import Completions
 from fusecache.api.errors import BadCommand, ContractViolation, LayerDirty, PluginMissing
 from fusecache.api.identity import Identity
 from fusecache.api.layer import Emit, Layer, LayerContext, LayerState
 from fusecache.config.load import validate_options
-from fusecache.config.mistakes import ConfigError, Mistake
 from fusecache.config.schema import StackConfig
 from fusecache.stack.claim import HostClaim, claiming
+from fusecache.stack.dirty import DirtyLedger
 from fusecache.stack.discover import load
+from fusecache.stack.drop import remove_files
 from fusecache.stack.link import Link
-from fusecache.stack.plan import MissingLayer, PlannedLayer, StackPlan, check_writeback, manifest_in_force, plan_stack
+from fusecache.stack.plan import MissingLayer, StackPlan, check_writeback
+from fusecache.stack.prepare import (
+    FIRST_EPOCH,
+    Prepared,
+    check_clones,
+    manifest_of,
+    plain_options,
+    prepare,
+    taken_over,
+    write_down,
+)
 from fusecache.state.image_state import ImageState
-from fusecache.state.manifest import Manifest, ManifestLayer
+from fusecache.state.manifest import Manifest
 from fusecache.state.store import StateStore
 
 __all__ = ["FIRST_EPOCH", "MissingLayer", "Stack", "StackLayer", "open_stack"]
 
 log = logging.getLogger(__name__)
-
-FIRST_EPOCH: Final = 1
-"""The epoch of an image that no other host ever took over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +76,7 @@ class Stack:
         missing: configured layers that are left out because their plugin does not load; bottom up.
         identity, epoch: the image's.
         nursery: for tasks that live as long as the open image; a crash of one closes the image.
+        drop_missing: removes the files of a missing layer, by its index.
     """
 
     top: Link
@@ -79,6 +87,12 @@ class Stack:
     identity: Identity
     epoch: int
     nursery: trio.Nursery
+    drop_missing: Callable[[int], Awaitable[None]] | None = None
+
+    @property
+    def dirty(self) -> bool:
+        """Whether a layer holds data that is not durable below."""
+        return any(_is_dirty(layer.layer) for layer in self.layers)
 
     @property
     def alignment(self) -> int:
@@ -105,10 +119,18 @@ class Stack:
             await layer.layer.writeback()
         await self.base.flush()
 
+    async def drain(self) -> None:
+        """Write everything back as :meth:`writeback` does, but from the layers whose rate is 0: those are paused."""
+        for layer in reversed(self.layers):
+            if layer.layer.writeback_rate != 0:
+                await layer.layer.writeback()
+        await self.base.flush()
+
     async def invalidate(self, index: int, *, dirty: bool = False) -> None:
         """Drop one layer's content; data that other layers hold stays. Other requests are held back meanwhile.
 
-        After dirty data was dropped, the layers above drop their clean content: it may be a copy.
+        After dirty data was dropped, the layers above drop their clean content: it may be a copy. Of a layer that is
+        left out the files are removed.
 
         Args:
             index: of the layer.
@@ -116,21 +138,29 @@ class Stack:
 
         Raises:
             BadCommand: there is no layer of that index.
-            PluginMissing: that layer is left out.
-            LayerDirty: the layer is dirty and *dirty* is false, or a layer above it is dirty: that data was written
-                on top. Nothing was dropped.
+            LayerDirty: the layer is dirty and *dirty* is false; or *dirty* is true and a layer above it is dirty: that
+                data was written on top. Nothing was dropped.
         """
+        if self.drop_missing is not None and any(missing.index == index for missing in self.missing):
+            await self.drop_missing(index)
+            return
         position = self._position(index)
         target, above = self.layers[position], self.layers[position + 1 :]
-        loses_data = dirty and _is_dirty(target.layer)
-        if loses_data:
-            in_the_way = [f"{layer.index} ({layer.plugin})" for layer in above if _is_dirty(layer.layer)]
-            if in_the_way:
-                raise LayerDirty(f"layer {index} lies under dirty layers, discard them first: {', '.join(in_the_way)}")
-        await target.layer.invalidate(dirty=dirty)
-        if loses_data:
-            for layer in above:
-                await layer.layer.invalidate(dirty=False)
+        if not dirty:
+            await target.layer.invalidate(dirty=False)
+            return
+        # Also where the target is clean as yet: what they write back meanwhile would be dropped with it.
+        in_the_way = [f"{layer.index} ({layer.plugin})" for layer in above if _is_dirty(layer.layer)]
+        if in_the_way:
+            raise LayerDirty(f"layer {index} lies under dirty layers, discard them first: {', '.join(in_the_way)}")
+        loses_data = _is_dirty(target.layer)
+        try:
+            await target.layer.invalidate(dirty=True)
+        finally:
+            if loses_data:
+                with trio.CancelScope(shield=True):
+                    for layer in above:
+                        await layer.layer.invalidate(dirty=False)
 
     def _position(self, index: int) -> int:
         """Return where the layer of that index is in :attr:`layers`."""
@@ -156,6 +186,7 @@ async def open_stack(
     mountpoint: str | None = None,
     read_only: bool = False,
     take_over: bool = False,
+    guard: bool = True,
 ) -> AsyncIterator[Stack]:
     """Open an image with its layers; leaving the context closes them, top first, and keeps dirty data where it is.
 
@@ -173,7 +204,9 @@ async def open_stack(
         completions, emit: handed to the layers.
         mountpoint: where the image is mounted; None for an offline command.
         read_only: open the image for reading only.
-        take_over: the host that holds dirty data of the image must not go on; the caller raises the epoch.
+        take_over: the host that holds dirty data of the image must not go on: the epoch is raised, and what it holds
+            is lost.
+        guard: see :meth:`fusecache.api.BackendImage.set_record`.
 
     Entering raises:
         ImageNotFound: there is no such image.
@@ -196,12 +229,8 @@ async def open_stack(
             yield Stack(base, base, image, (), (), image.identity, FIRST_EPOCH, nursery)
             return
         around = _Surroundings(name, completions, emit, nursery)
-        prepared = await _prepared(claim, image, configured, around)
-        contexts = _contexts(prepared.plan, image, claim.state, prepared.epoch, around)
-        await claim.use(_update_manifest, prepared, contexts)
-        base, layers = await _open_layers(opened, image, prepared.plan, contexts)
-        top = layers[-1].link if layers else base
-        yield Stack(top, base, image, layers, prepared.plan.missing, image.identity, prepared.epoch, nursery)
+        prepared = await _prepared(claim, image, configured, around, guard)
+        yield await _opened(opened, claim, image, prepared, around, guard)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,33 +244,75 @@ class _Surroundings:
 
 
 async def _prepared(
-    claim: HostClaim, image: BackendImage, configured: StackConfig | None, around: _Surroundings
-) -> "_Prepared":
+    claim: HostClaim, image: BackendImage, configured: StackConfig | None, around: _Surroundings, guard: bool
+) -> Prepared:
     """Find out how the claimed image is to be opened, once the backend's lock is ours, and tell people."""
     # Whoever held that lock before us is over and done with.
     await claim.use(ImageState.settle)
-    prepared = await claim.use(_prepare, claim.host, configured, await image.record())
+    prepared = await claim.use(prepare, claim.host, configured, await image.record(), load)
     check_writeback(prepared.plan, durable_identity=image.durable_identity)
+    if guard:
+        await check_clones(prepared.plan, image)
     _report(prepared.plan, around.image, around.emit)
-    return prepared
+    return await taken_over(prepared, image, around.image, guard=guard, emit=around.emit)
+
+
+async def _opened(
+    opened: AsyncExitStack,
+    claim: HostClaim,
+    image: BackendImage,
+    prepared: Prepared,
+    around: _Surroundings,
+    guard: bool,
+) -> Stack:
+    """Write down what is about to be opened, and open it."""
+    assert claim.state is not None
+    ledger = DirtyLedger(claim, image, guard=guard)
+    contexts = _contexts(prepared, image, claim.state, ledger, around)
+    named = await claim.use(_artifacts, prepared.plan, contexts)
+    manifest = manifest_of(prepared, image.identity, named)
+    await write_down(prepared, manifest, claim, image, guard=guard)
+    ledger.adopt(manifest)
+    opened.push_async_callback(ledger.close)
+    base, layers = await _open_layers(opened, image, prepared.plan, contexts)
+
+    async def drop_missing(index: int) -> None:
+        await claim.use(_remove_files_of, manifest, index)
+
+    top = layers[-1].link if layers else base
+    missing = prepared.plan.missing
+    return Stack(
+        top, base, image, layers, missing, image.identity, prepared.epoch, around.nursery, drop_missing=drop_missing
+    )
+
+
+def _artifacts(_: ImageState, plan: StackPlan, contexts: Sequence[LayerContext]) -> list[list[Path]]:
+    return [list(layer.plugin.artifacts(context)) for layer, context in zip(plan.layers, contexts, strict=True)]
+
+
+def _remove_files_of(_: ImageState, manifest: Manifest, index: int) -> None:
+    for layer in manifest.layers:
+        if layer.index == index:
+            remove_files(layer.artifacts)
 
 
 def _contexts(
-    plan: StackPlan, image: BackendImage, state: ImageState, epoch: int, around: _Surroundings
+    prepared: Prepared, image: BackendImage, state: ImageState, ledger: DirtyLedger, around: _Surroundings
 ) -> list[LayerContext]:
     return [
         LayerContext(
             image=around.image,
             identity=image.identity,
             index=layer.index,
-            config=validate_options(layer.plugin.config_model, layer.options, f"{around.image}: {_named(layer)}"),
+            config=validate_options(layer.plugin.config_model, layer.options, f"{around.image}: {layer.title}"),
             state_dir=state.directory,
-            epoch=epoch,
+            epoch=prepared.epoch,
             nursery=around.nursery,
             completions=around.completions,
             emit=around.emit,
+            dirty=ledger.mark(layer.index, is_set=layer.dirty),
         )
-        for layer in plan.layers
+        for layer in prepared.plan.layers
     ]
 
 
@@ -267,60 +338,6 @@ def _writes_back(plugin: str) -> bool:
         return False
 
 
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """What is known before any layer is opened."""
-
-    manifest: Manifest | None
-    host: str
-    epoch: int
-    plan: StackPlan
-
-
-def _prepare(state: ImageState, host: str, configured: StackConfig | None, record: ImageRecord | None) -> _Prepared:
-    local = state.read_manifest()
-    manifest = manifest_in_force(local, record, state.identity, host)
-    if manifest is not None and manifest is not local:
-        state.write_manifest(manifest)
-    authority = manifest if record is None else record
-    epoch = FIRST_EPOCH if authority is None else authority.epoch
-    plan = plan_stack(
-        configured,
-        manifest,
-        host=host,
-        epoch=epoch,
-        loadable=load,
-        artifact_exists=lambda path: Path(path).exists(),
-    )
-    return _Prepared(manifest, host, epoch, plan)
-
-
-def _update_manifest(state: ImageState, prepared: _Prepared, contexts: Sequence[LayerContext]) -> None:
-    """Record the stack that is about to be opened, unless the manifest says just that."""
-    layers = [
-        ManifestLayer(
-            index=layer.index,
-            plugin=layer.plugin.name,
-            options=_plain_options(layer),
-            artifacts=tuple(map(str, layer.plugin.artifacts(context))),
-            dirty=layer.dirty,
-        )
-        for layer, context in zip(prepared.plan.layers, contexts, strict=True)
-    ]
-    # A layer that is left out still owns its files.
-    left_out = {(layer.index, layer.plugin) for layer in prepared.plan.missing}
-    before = () if prepared.manifest is None else prepared.manifest.layers
-    layers += [layer for layer in before if (layer.index, layer.plugin) in left_out]
-    manifest = Manifest(
-        identity=state.identity.text,
-        epoch=prepared.epoch,
-        host=prepared.host,
-        layers=tuple(sorted(layers, key=lambda layer: layer.index)),
-    )
-    if manifest != prepared.manifest:
-        state.write_manifest(manifest)
-
-
 async def _open_layers(
     opened: AsyncExitStack, image: BackendImage, plan: StackPlan, contexts: Sequence[LayerContext]
 ) -> tuple[Link, list[StackLayer]]:
@@ -330,9 +347,9 @@ async def _open_layers(
     for planned, context in zip(plan.layers, contexts, strict=True):
         layer = await opened.enter_async_context(planned.plugin.open(context, link))
         if not isinstance(layer, Layer):
-            raise ContractViolation(f"{_named(planned)}: the plugin opened {layer!r}, allowed: a Layer")
-        link = _linked(opened, Link(layer, _named(planned)))
-        layers.append(StackLayer(planned.index, planned.plugin.name, layer, link, _plain_options(planned)))
+            raise ContractViolation(f"{planned.title}: the plugin opened {layer!r}, allowed: a Layer")
+        link = _linked(opened, Link(layer, planned.title))
+        layers.append(StackLayer(planned.index, planned.plugin.name, layer, link, plain_options(planned)))
     return base, layers
 
 
@@ -367,19 +384,6 @@ def _report(plan: StackPlan, image: str, emit: Emit) -> None:
     if plan.deferred:
         log.warning("%s: %s", image, plan.deferred)
         emit("config-deferred", f"{image}: {plan.deferred}")
-
-
-def _named(layer: PlannedLayer) -> str:
-    return f"layer {layer.index} ({layer.plugin.name})"
-
-
-def _plain_options(layer: PlannedLayer) -> dict[str, Any]:
-    """Return the options as the manifest keeps them: dates and times as text, all else as it is."""
-    try:
-        plain: dict[str, Any] = json.loads(json.dumps(layer.options, default=str, allow_nan=False))
-    except ValueError:
-        raise ConfigError([Mistake(None, _named(layer), "a number that is not finite", "finite numbers")]) from None
-    return plain
 
 
 def _is_dirty(layer: Layer) -> bool:

@@ -47,6 +47,11 @@ class PlannedLayer:
     options: Mapping[str, object]
     dirty: bool = False
 
+    @property
+    def title(self) -> str:
+        """What to call it in messages."""
+        return f"layer {self.index} ({self.plugin.name})"
+
 
 @dataclass(frozen=True, slots=True)
 class MissingLayer:
@@ -144,26 +149,53 @@ def plan_stack(
 def manifest_in_force(
     local: Manifest | None, record: ImageRecord | None, identity: Identity, host: str
 ) -> Manifest | None:
-    """Return the manifest to open an image by: the local one, unless that is older than the image's own record.
+    """Return the manifest to open an image by: the image's record is the authority on what is dirty.
 
-    A local manifest that is gone or clean, although the record says that this host holds dirty data, was lost with the
-    state directory or brought back from before; or a crash came between the two when the stack became clean. The
-    record's copy is right in the first case, and does no harm in the second.
+    - The record names this host: its copy. A local manifest that says otherwise was lost with the state directory or
+      brought back from before, or a crash came between the two (see :mod:`fusecache.stack.dirty`).
+    - The record does not, and the local manifest of the same epoch says dirty: the local one with all layers clean.
+      A crash came before the record said it, when nothing had been acknowledged, or after it ceased to, when all was
+      below; others may have changed the image since.
+    - The local manifest is dirty and of an older epoch: that, and it is fenced.
+    - There is no record: the local one.
 
     Raises:
-        CorruptState: the record holds no copy, or one that does not parse or is another image's.
+        CorruptState: the record names this host, and its copy does not parse or is another image's.
     """
-    if record is None or record.holder != host or (local is not None and local.dirty):
+    if record is None:
         return local
+    if record.holder == host:
+        copy = copy_of(record, identity)
+        return local if local == copy else copy
+    if local is not None and local.dirty and local.epoch >= record.epoch:
+        return cleaned(local)
+    return local
+
+
+def copy_of(record: ImageRecord, identity: Identity) -> Manifest:
+    """Return the holder's manifest out of the image's record.
+
+    Raises:
+        CorruptState: it does not parse, or is another image's.
+    """
     try:
         copy = decode(record.manifest.encode())
     except CorruptState as error:
         raise CorruptState(
-            f"this host holds dirty data by the image's record, whose copy is no manifest: {error}"
+            f"host {record.holder} holds dirty data by the image's record, whose copy is no manifest: {error}"
         ) from error
     if copy.identity != identity.text:
         raise CorruptState(f"the copy in the image's record is of {copy.identity}, allowed: {identity}")
     return copy
+
+
+def cleaned(manifest: Manifest, index: int | None = None) -> Manifest:
+    """Return *manifest* with one layer marked clean, or all."""
+    layers = tuple(
+        layer.model_copy(update={"dirty": False}) if index in (None, layer.index) else layer
+        for layer in manifest.layers
+    )
+    return manifest.model_copy(update={"layers": layers})
 
 
 def check_writeback(plan: StackPlan, *, durable_identity: bool) -> None:

@@ -23,6 +23,7 @@ The checks are plain async functions that run under trio (``trio.run(check_layer
 :class:`WatchedVolume`                     records requests and refuses those that break the contract
 :class:`FreeClaim`                         what a backend asks before it opens an image; grants everything
 :func:`layer_context`                      what a layer is opened with, for tests of its author's own
+:class:`RecordingMark`                     the mark of dirty data that such a layer sets: held back, failing, recorded
 =========================================  ==========================================================================
 
 A test of a race, without sleeping::
@@ -41,6 +42,7 @@ from fusecache.testing.conformance import SIZES, MakeBackend, check_backend, che
 from fusecache.testing.context import layer_context, validated
 from fusecache.testing.faulty import HANG, Fault, FaultyVolume
 from fusecache.testing.gated import GatedVolume, Held
+from fusecache.testing.marks import RecordingMark
 from fusecache.testing.memory import MemoryBackend, MemoryImage, MemoryVolume
 from fusecache.testing.requests import AttemptMode, Operation, Request
 from fusecache.testing.rig import MEMORY_VOLUMES, MakeVolume, memory_volume
@@ -62,6 +64,7 @@ __all__ = [
     "MemoryImage",
     "MemoryVolume",
     "Operation",
+    "RecordingMark",
     "Request",
     "WatchedVolume",
     "check_backend",

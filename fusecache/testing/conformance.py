@@ -1,8 +1,8 @@
 """The conformance checks that this kit ships: three functions for three contracts.
 
 Owns which circumstances each check is run under. It must not know the promises themselves; those are in the modules
-``volume_checks``, ``attempt_checks``, ``layer_checks``, ``backend_checks`` and ``claim_checks``, a function each, named
-after what it checks.
+``volume_checks``, ``attempt_checks``, ``layer_checks``, ``dirty_checks``, ``backend_checks`` and ``claim_checks``, a
+function each, named after what it checks.
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -17,6 +17,7 @@ from fusecache.testing.attempt_checks import ATTEMPT_CHECKS
 from fusecache.testing.backend_checks import BACKEND_CHECKS
 from fusecache.testing.claim_checks import CLAIM_CHECKS
 from fusecache.testing.claims import FreeClaim
+from fusecache.testing.dirty_checks import DIRTY_CHECKS
 from fusecache.testing.harness import keep
 from fusecache.testing.layer_checks import LAYER_CHECKS
 from fusecache.testing.place import Copy, Fingerprint, Place
@@ -77,7 +78,7 @@ async def check_layer(
         await check_volume(fresh, sizes=sizes, circumstances=words)
         for size in sizes:
             make_rig = partial(layer_rig, plugin, options, below, size)
-            for layer_check in LAYER_CHECKS:
+            for layer_check in (*LAYER_CHECKS, *DIRTY_CHECKS):
                 await keep(layer_check, make_rig, circumstances=_words(words, size))
 
 

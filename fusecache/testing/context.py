@@ -17,7 +17,8 @@ from pydantic import BaseModel, TypeAdapter
 
 from fusecache.api.completions import Completions
 from fusecache.api.identity import Identity
-from fusecache.api.layer import Emit, LayerContext, LayerPlugin
+from fusecache.api.layer import DirtyMark, Emit, LayerContext, LayerPlugin
+from fusecache.testing.marks import RecordingMark
 
 _EVENT_KIND: Final = re.compile(r"[a-z]+(-[a-z]+)*")
 
@@ -67,6 +68,7 @@ async def layer_context(
     epoch: int = 1,
     state_dir: Path | None = None,
     emit: Emit = record_event,
+    dirty: DirtyMark | None = None,
 ) -> AsyncIterator[LayerContext]:
     """Make what a layer is opened with; leaving ends the tasks that the layer left in the nursery.
 
@@ -74,6 +76,7 @@ async def layer_context(
         config: an instance of the plugin's ``config_model``; see :func:`validated`.
         identity: by default one that nothing else has.
         state_dir: by default a directory that goes away in the end.
+        dirty: by default a mark that is not set.
     """
     completions = Completions()
     try:
@@ -90,6 +93,7 @@ async def layer_context(
                     nursery=nursery,
                     completions=completions,
                     emit=emit,
+                    dirty=dirty or RecordingMark(),
                 )
                 nursery.cancel_scope.cancel()
     finally:

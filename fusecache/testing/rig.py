@@ -18,6 +18,7 @@ from fusecache.testing.context import layer_context, validated
 from fusecache.testing.faulty import FaultyVolume
 from fusecache.testing.gated import GatedVolume
 from fusecache.testing.harness import expect
+from fusecache.testing.marks import RecordingMark
 from fusecache.testing.memory import MemoryVolume
 from fusecache.testing.requests import AttemptMode
 from fusecache.testing.watched import WatchedVolume
@@ -52,6 +53,7 @@ class LayerRig:
         bare: the level below itself, to be looked at past the watch.
         below: what the layer is given: the same, watched.
         gate, faults: between the two; the gate, for changes, is open at first.
+        mark: the layer's; as durable as the layer's files.
         artifacts: what the layer named before it was opened last.
         left_running: names of the tasks that the layer closed last left behind.
     """
@@ -64,6 +66,7 @@ class LayerRig:
         self.gate.open()
         self.faults = FaultyVolume(self.gate)
         self.below = WatchedVolume(self.faults)
+        self.mark = RecordingMark()
         self.state_dir = state_dir
         self.identity = Identity(f"memory:{uuid.uuid4()}")
         self.artifacts: set[Path] = set()
@@ -73,7 +76,7 @@ class LayerRig:
     async def open(self) -> AsyncIterator[Layer]:
         """Open the layer, as before or for the first time."""
         config = validated(self.plugin, self.options)
-        async with layer_context(config, identity=self.identity, state_dir=self.state_dir) as context:
+        async with layer_context(config, identity=self.identity, state_dir=self.state_dir, dirty=self.mark) as context:
             others = set(context.nursery.child_tasks)
             self.artifacts = set(self.plugin.artifacts(context))
             async with self.plugin.open(context, self.below) as layer:

@@ -1,6 +1,7 @@
 """Who may import whom."""
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,7 +25,11 @@ def imported_modules(path: Path) -> Iterator[str]:
 
 def test_the_import_contracts_hold() -> None:
     lint = Path(sys.executable).with_name("lint-imports")
-    result = subprocess.run([lint, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    # A layer that was not installed keeps to the rules as well.
+    environment = {**os.environ, "PYTHONPATH": "layers/rwl"}
+    result = subprocess.run(
+        [lint, "--no-cache"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -38,12 +43,35 @@ def test_the_contract_imports_the_standard_library_and_trio_only() -> None:
     assert not strange
 
 
+def test_the_rwl_layer_imports_what_its_distribution_depends_on_only() -> None:
+    allowed = {*sys.stdlib_module_names, "crc32c", "fusecache", "fusecache_rwl", "pmdk", "pydantic", "trio"}
+    strange = [
+        f"{name_of(path)} imports {module}"
+        for path in python_files("layers/rwl/fusecache_rwl")
+        for module in imported_modules(path)
+        if module.split(".")[0] not in allowed
+    ]
+    assert not strange
+
+
+def test_the_binding_of_libpmem_knows_nothing_of_fusecache() -> None:
+    allowed = {*sys.stdlib_module_names, "cffi", "pmdk", "setuptools"}
+    strange = [
+        f"{name_of(path)} imports {module}"
+        for path in python_files("layers/rwl/bindings/pmdk-python")
+        for module in imported_modules(path)
+        if module.split(".")[0] not in (allowed | {"pytest"} if "tests" in path.parts else allowed)
+    ]
+    assert not strange
+
+
 @pytest.mark.parametrize(
     ("module", "place"),
     [
         ("pyfuse3", "fusecache/fuse/"),
         ("rados", "fusecache/backends/rbd/"),
         ("rbd", "fusecache/backends/rbd/"),
+        ("pmdk", "layers/rwl/"),
     ],
 )
 def test_a_binding_is_imported_in_one_package_only(module: str, place: str) -> None:

@@ -93,7 +93,7 @@ async def play(
                         for step in session:
                             await take(image, model, step)
                         await expect_content(image, model)
-            async with backend.open("image", FreeClaim()) as bare:
+            async with backend.open("image", FreeClaim(take_over=True)) as bare:
                 assert await content(bare) == model.levels[0]
 
 

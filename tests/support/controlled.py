@@ -4,16 +4,18 @@ Owns a layer whose dirty data, pace and failures a test decides. Everything else
 """
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import trio
 
 from fusecache.api import PENDING, Attempt, Layer, LayerState, LayerStatus, Volume, joined
+from fusecache.api.backend import ImageInfo
 from fusecache.api.errors import FusecacheError, LayerDirty
 from fusecache.config.schema import LayerConfig, StackConfig
 from fusecache.control.files import CommandNode, Ownership
+from fusecache.control.left import Left, LeftDirty
 from fusecache.control.status import MountInfo
 from fusecache.control.tree import ControlTree
 from fusecache.images.image import Image
@@ -22,6 +24,7 @@ from fusecache.images.registry import Registry
 from fusecache.metrics.events import EventLog
 from fusecache.stack.assemble import MissingLayer, Stack, StackLayer
 from fusecache.stack.link import Link
+from fusecache.state.manifest import Manifest, ManifestLayer
 from fusecache.testing.claims import FreeClaim
 from fusecache.testing.interposed import InterposedVolume
 from fusecache.testing.memory import MemoryBackend
@@ -68,6 +71,30 @@ class HeldLayer(InterposedVolume, Layer):
         return LayerStatus(state=state, dirty_bytes=self.dirty, writeback_bytes=self.moved, size_bytes=1 << 20)
 
 
+class KnownLeft(LeftDirty):
+    """What a test says was left dirty, by the images' keys."""
+
+    def __init__(self) -> None:
+        self.images: dict[str, Left] = {}
+        self.failure: Exception | None = None
+        self.elsewhere = False
+        self._known = {}
+
+    async def look(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self._known = dict(self.images)
+
+    async def held(self, images: Callable[[], Awaitable[Sequence[ImageInfo]]]) -> Sequence[ImageInfo]:
+        await trio.lowlevel.checkpoint()
+        if self.failure is not None:
+            raise self.failure
+        return [info for info in await images() if info.key in self.images]
+
+    async def in_other_hands(self, info: ImageInfo) -> bool:
+        await trio.lowlevel.checkpoint()
+        return self.elsewhere
+
+
 class World:
     """A backend in memory, a registry, and the control directory over it."""
 
@@ -92,9 +119,16 @@ class World:
         )
         self.missing = missing
         self.events = EventLog()
+        self.left = KnownLeft()
+        self.dropped: list[tuple[str, int, bool]] = []
+        self.drop_failure: Exception | None = None
+        self.held_dirty: dict[str, int] = {}
+        self.open_failure: Exception | None = None
+        self.opened_names: list[str] = []
         self.registry = Registry(
             self.backend,
             open_stack=self._open_stack,
+            drop_layer=self._drop_layer,
             stack_for=lambda name: self.config,
             nursery=nursery,
             release_after=release_after,
@@ -104,6 +138,7 @@ class World:
         self.tree = ControlTree(
             self.registry,
             nursery,
+            left=self.left,
             mount=MountInfo("1.2.3", 42, "/mnt/images", "memory"),
             owner=owner,
             events=self.events,
@@ -114,14 +149,32 @@ class World:
     def _apply_rates(self, image: Image) -> None:
         self.tree.rates.apply(image)
 
+    def leave_dirty(self, name: str, size: int, index: int = 0) -> None:
+        """Have an image look as an earlier mount left it: with dirty data in the layer of that index, the only one."""
+        identity = self.backend.images[name].identity
+        layer = ManifestLayer(index=index, plugin="held", dirty=True)
+        manifest = Manifest(identity=identity.text, epoch=1, host="0" * 32, layers=(layer,))
+        self.left.images[self.backend.images[name].key] = Left(manifest, LayerState.DIRTY)
+        self.held_dirty[name] = size
+
+    async def _drop_layer(self, name: str, index: int, dirty: bool) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.drop_failure is not None:
+            raise self.drop_failure
+        self.dropped.append((name, index, dirty))
+
     @asynccontextmanager
     async def _open_stack(self, name: str) -> AsyncIterator[Stack]:
+        if self.open_failure is not None:
+            raise self.open_failure
+        self.opened_names.append(name)
         async with self.backend.open(name, FreeClaim()) as volume, trio.open_nursery() as nursery:
             top = base = Link(volume, "the backend")
             layers = []
             for config in reversed(self.config.layers):
                 if config.index not in [missing.index for missing in self.missing]:
                     layer = HeldLayer(top)
+                    layer.dirty = self.held_dirty.pop(name, 0)
                     top = Link(layer, f"layer {config.index}")
                     layers.append(StackLayer(config.index, config.plugin, layer, top, dict(config.options)))
             identity = self.backend.images[name].identity

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 LAYERS = Path(__file__).with_name("layers")
-"""A folder with the distribution of the test layers ``gate``, ``fault`` and ``park``; goes on PYTHONPATH."""
+"""A folder with the distribution of the test layers ``gate``, ``fault``, ``park`` and ``kept``; goes on PYTHONPATH."""
 
 PATIENCE = 30.0
 """Seconds after which a test gives up waiting for the daemon."""
@@ -33,6 +33,7 @@ PASSTHROUGH: Mapping[str, Any] = {"plugin": "passthrough"}
 GATE: Mapping[str, Any] = {"plugin": "gate"}
 FAULT: Mapping[str, Any] = {"plugin": "fault"}
 PARK: Mapping[str, Any] = {"plugin": "park"}
+KEPT: Mapping[str, Any] = {"plugin": "kept"}
 
 
 @dataclass
@@ -54,7 +55,7 @@ class Place:
     stacks: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for directory in (self.images, self.mountpoint, self.switches):
+        for directory in (self.images, self.mountpoint, self.switches, self.pools):
             directory.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -72,6 +73,11 @@ class Place:
     @property
     def switches(self) -> Path:
         return self.root / "switches"
+
+    @property
+    def pools(self) -> Path:
+        """Where the pool files of ``kept`` layers are."""
+        return self.root / "pools"
 
     @property
     def config(self) -> Path:
@@ -102,8 +108,10 @@ class Place:
         for index, layer in reversed(list(enumerate(layers))):
             lines += ["[[stack.layer]]", f"index = {index}"]
             lines += [f"{key} = {_toml(value)}" for key, value in layer.items()]
-            if layer["plugin"] in ("gate", "fault", "park"):
+            if layer["plugin"] in ("gate", "fault", "park", "kept"):
                 lines.append(f"switches = {_toml(str(self.switches))}")
+            if layer["plugin"] == "kept":
+                lines.append(f"path = {_toml(str(self.pools))}")
         return lines
 
 

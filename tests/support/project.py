@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 FOLDERS = (".ci", "bench", "etc", "fusecache", "layers", "scripts", "tests")
 IGNORED = {"__pycache__", "build", "dist", ".pytest_cache", ".hypothesis", ".mypy_cache", ".ruff_cache"}
+MADE = (".egg-info", ".so")
 
 
 def files() -> Iterator[Path]:
@@ -18,7 +19,7 @@ def files() -> Iterator[Path]:
     for folder in FOLDERS:
         for path in (ROOT / folder).rglob("*"):
             parts = path.relative_to(ROOT).parts
-            if path.is_file() and IGNORED.isdisjoint(parts) and not any(part.endswith(".egg-info") for part in parts):
+            if path.is_file() and IGNORED.isdisjoint(parts) and not any(part.endswith(MADE) for part in parts):
                 yield path
 
 

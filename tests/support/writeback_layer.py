@@ -18,6 +18,7 @@ from fusecache.api import (
     DONE,
     Attempt,
     Buffers,
+    DirtyMark,
     Done,
     Extent,
     ExtentKind,
@@ -60,12 +61,13 @@ class WritebackLayer(Layer):
     At any time each byte is found in ``dirty``, else in ``leaving``, else below.
     """
 
-    def __init__(self, pool: Pool, below: Volume) -> None:
+    def __init__(self, pool: Pool, below: Volume, mark: DirtyMark) -> None:
         self.size = below.size
         self.alignment = below.alignment
         self.preferred_io = below.preferred_io
         self.below = below
         self.pool = pool
+        self.mark = mark
         self.lock = trio.Lock()
 
     async def read(self, offset: int, length: int) -> Buffers:
@@ -80,10 +82,12 @@ class WritebackLayer(Layer):
 
     async def write(self, offset: int, data: memoryview) -> None:
         await trio.lowlevel.checkpoint()
+        await self.mark.set()
         self.keep(offset, data)
 
     async def write_zeroes(self, offset: int, length: int) -> None:
         await trio.lowlevel.checkpoint()
+        await self.mark.set()
         self.keep(offset, bytes(length))
 
     async def discard(self, offset: int, length: int) -> None:
@@ -112,6 +116,8 @@ class WritebackLayer(Layer):
         return [self.pool.dirty.read(offset, length)] if held == [Span(offset, offset + length)] else DECLINED
 
     def try_write(self, offset: int, data: memoryview, done: Done) -> Attempt:
+        if not self.mark.is_set:
+            return DECLINED
         self.keep(offset, data)
         return DONE
 
@@ -190,8 +196,13 @@ class WritebackPlugin(LayerPlugin):
     async def _opened(self, context: LayerContext, below: Volume) -> AsyncIterator[WritebackLayer]:
         (path,) = self.artifacts(context)
         path.touch()
-        pool = POOLS.setdefault(path, Pool(SparseBytes(below.size), SparseBytes(below.size)))
-        yield self.layer(pool, below)
+        empty = Pool(SparseBytes(below.size), SparseBytes(below.size))
+        if not context.dirty.is_set:
+            POOLS.pop(path, None)
+        layer = self.layer(POOLS.setdefault(path, empty), below, context.dirty)
+        yield layer
+        if context.dirty.is_set and not layer.dirty_bytes:
+            await context.dirty.clear()
 
 
 def _dirty(content: SparseBytes, offset: int, length: int) -> Iterator[Span]:

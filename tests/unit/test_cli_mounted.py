@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fusecache.cli import mounted
 from fusecache.cli.failure import Failure
-from fusecache.cli.mounted import Mounted, NotAnswering, appended, reason_of
+from fusecache.cli.mounted import Ending, Mounted, NotAnswering, appended, ending_of
 from fusecache.cli.output import print_table
 from fusecache.cli.status import image_row
 
@@ -28,12 +28,19 @@ def test_new_lines_are_found_whatever_was_dropped_before_them(numbers: list[int]
     assert list(appended(lines[:old_end], lines[min(old_end, new_begin) :])) == lines[old_end:]
 
 
-def test_the_reason_is_that_of_the_commands_last_end() -> None:
-    assert reason_of(EVENTS, "a/flush: flush all") == "the backend is full"
-    assert reason_of(EVENTS[:1], "a/flush") == "found 'x', allowed: \"all\""
-    assert reason_of([*EVENTS, "2026-01-01T00:00:04Z command-done a/flush: flush all"], "a/flush: flush all") == ""
-    assert reason_of(EVENTS, "b/flush: flush all") == ""
-    assert reason_of(EVENTS, "a/flush: flush 1") == ""
+def test_the_ending_is_that_of_the_command_that_ended_last() -> None:
+    assert ending_of(EVENTS, "a/flush: flush all") == Ending("command-failed", "the backend is full")
+    assert ending_of(EVENTS[:1], "a/flush") == Ending("command-failed", "found 'x', allowed: \"all\"")
+    done = ending_of([*EVENTS, "2026-01-01T00:00:04Z command-done a/flush: flush all"], "a/flush: flush all")
+    assert done is not None
+    assert not done.failed
+    refused = ending_of(["2026-01-01T00:00:04Z command-refused a/discard: discard 0: layer 0 is dirty"], "a/discard")
+    assert refused == Ending("command-refused", "discard 0: layer 0 is dirty")
+    assert refused.refused
+    other = ending_of(EVENTS, "b/flush: flush all")
+    assert other is not None
+    assert not other.failed
+    assert ending_of(EVENTS, "a/flush: flush 1") is None
 
 
 @pytest.fixture

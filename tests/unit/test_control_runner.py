@@ -8,6 +8,7 @@ import pytest
 import trio
 import trio.testing
 
+from fusecache.api.errors import BadCommand, ImageBusy, LayerDirty, PluginMissing
 from fusecache.stack.assemble import MissingLayer
 from tests.support.controlled import World
 
@@ -252,3 +253,69 @@ async def test_reading_flush_tells_how_far_it_has_come(
         layer.gate.set()
         await write.result()
         assert await world.read("flush") == "idle\n"
+
+
+async def test_the_flush_of_all_reaches_images_that_an_earlier_mount_left_dirty(nursery: trio.Nursery) -> None:
+    world = World(nursery, names=("a", "b", "c"))
+    world.leave_dirty("b", 100)
+    assert await world.write("flush", "all\n") == 0
+    assert world.held_dirty == {}
+    assert world.opened_names == ["b"]
+    assert await world.read("flush") == "idle\n"
+
+
+async def test_the_flush_of_all_names_an_image_left_dirty_that_does_not_open(nursery: trio.Nursery) -> None:
+    world = World(nursery, names=("a", "b"))
+    world.leave_dirty("b", 100)
+    world.open_failure = PluginMissing("no module of that name")
+    assert await world.write("flush", "all\n") == errno.ENODEV
+    assert "command-failed .control/flush: flush all: image 'b': no module" in await world.read("events")
+    assert "no module of that name" in await world.read("images/b/last_error")
+
+
+async def test_the_flush_of_all_passes_over_what_another_mount_has_open_and_nothing_else(
+    nursery: trio.Nursery,
+) -> None:
+    world = World(nursery)
+    world.leave_dirty("disk", 100)
+    world.open_failure = ImageBusy("it is open")
+    assert await world.write("flush", "all\n") == errno.EBUSY
+    world.left.elsewhere = True
+    assert await world.write("flush", "all\n") == 0
+
+
+async def test_the_flush_of_all_fails_where_nobody_knows_what_was_left_dirty(nursery: trio.Nursery) -> None:
+    world = World(nursery)
+    async with world.opened() as (layer,):
+        layer.dirty = 100
+        world.left.failure = OSError(errno.ETIMEDOUT, "the backend is away")
+        assert await world.write("flush", "all\n") == errno.ETIMEDOUT
+        assert layer.dirty == 0
+
+
+async def test_a_discard_does_not_open_an_image(nursery: trio.Nursery) -> None:
+    world = World(nursery, indexes=(0, 1))
+    for text in ("0", "1 dirty\n", "7 dirty torn"):
+        assert await world.write("images/disk/discard", text) == 0
+    assert world.dropped == [("disk", 0, False), ("disk", 1, True), ("disk", 7, True)]
+    assert world.opened_names == []
+
+
+async def test_a_discard_that_is_refused_says_why(nursery: trio.Nursery) -> None:
+    world = World(nursery)
+    for failure, number in (
+        (LayerDirty("layer 0 is dirty"), errno.EBUSY),
+        (BadCommand("found layer 7, allowed: 0"), errno.EINVAL),
+    ):
+        world.drop_failure = failure
+        assert await world.write("images/disk/discard", "7") == number
+        assert str(failure) in await world.read("images/disk/last_error")
+    refused, failed = [line.split(" ")[1] for line in (await world.read("events")).splitlines()]
+    assert (refused, failed) == ("command-refused", "command-failed")
+
+
+async def test_a_flush_knows_the_layers_of_the_stack_that_was_left_dirty(nursery: trio.Nursery) -> None:
+    world = World(nursery, indexes=(0, 3))
+    world.leave_dirty("disk", 100, index=3)
+    assert await world.write("images/disk/flush", "0") == errno.EINVAL
+    assert await world.write("images/disk/flush", "3") == 0

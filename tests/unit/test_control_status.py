@@ -204,3 +204,23 @@ def test_an_image_is_as_bad_as_its_worst_layer() -> None:
     for count, state in enumerate(LayerState, 1):
         assert worst_state(views[:count]) is worst_state(views[:count][::-1]) is state
     assert worst_state(()) is LayerState.CLEAN
+
+
+async def test_an_image_left_dirty_shows_the_layers_it_will_be_opened_with(nursery: trio.Nursery) -> None:
+    world = World(nursery, names=("a", "b"), indexes=(0,))
+    world.leave_dirty("a", 100, index=3)
+    left, clean = json.loads(await world.read("status.json"))["images"]
+    assert (left["open"], left["state"]) == (False, "dirty")
+    assert [(layer["index"], layer["plugin"], layer["state"]) for layer in left["layers"]] == [(3, "held", "dirty")]
+    assert (clean["state"], [layer["index"] for layer in clean["layers"]]) == ("clean", [0])
+    assert json.loads(await world.read("images/a/status.json")) == left
+    assert await world.read("images/a/layers/3/state") == "dirty\n"
+    world.left.images.clear()
+    assert json.loads(await world.read("images/a/status.json"))["state"] == "clean"
+
+
+async def test_a_closed_images_layer_shows_at_once_what_has_become_of_it(nursery: trio.Nursery) -> None:
+    world = World(nursery)
+    assert await world.read("images/disk/layers/0/state") == "clean\n"
+    world.leave_dirty("disk", 100)
+    assert await world.read("images/disk/layers/0/state") == "dirty\n"

@@ -49,6 +49,17 @@ def test_check_lists_what_is_missing_and_changes_nothing(fresh: Path, bare_machi
     assert not (fresh.parent / "installed").exists()
 
 
+@pytest.mark.parametrize(
+    ("without", "wanted"), [([], True), (["rbd"], True), (["pmem"], False), (["rwl"], False), (["rwl", "rbd"], False)]
+)
+def test_libpmem_is_needed_for_the_binding_that_serves_the_rwl_layer(
+    fresh: Path, bare_machine: str, without: list[str], wanted: bool
+) -> None:
+    arguments = [argument for part in without for argument in ("--without", part)]
+    result = run(fresh / "scripts" / "setup", "--check", *arguments, path=bare_machine)
+    assert ("missing: Debian package libpmem-dev" in result.stdout.splitlines()) == wanted
+
+
 def test_nothing_is_missing_after_setup() -> None:
     result = run("setup", "--check")
     assert result.returncode == 0, result.stdout + result.stderr + "run scripts/setup, then this test"

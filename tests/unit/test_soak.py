@@ -13,7 +13,7 @@ from tests.support.project import ROOT
 
 PATIENCE = 60.0
 
-CONFTEST = "from tests.conftest import *\n"
+CONFTEST = (ROOT / "conftest.py").read_text()
 
 HEADER = """
 import pytest

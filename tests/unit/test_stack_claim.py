@@ -78,14 +78,34 @@ async def test_the_image_s_record_has_the_epoch(
 
 
 async def test_dirty_data_of_another_host_is_taken_over_on_demand_only(
-    opener: Open, store: StateStore, backend: MemoryBackend
+    opener: Open, plugin: TellingPlugin, store: StateStore, backend: MemoryBackend, events: list[tuple[str, str]]
 ) -> None:
-    backend.images[IMAGE].record = ImageRecord(epoch=2, holder="f" * 32, holder_name="elsewhere")
+    image = backend.images[IMAGE]
+    image.record = ImageRecord(epoch=2, holder="f" * 32, holder_name="elsewhere")
     with pytest.raises(ImageBusy, match="elsewhere"):
         async with opener():
             raise AssertionError("the stack is not open")
+    async with opener(configured=layers(0), take_over=True) as stack:
+        assert (stack.epoch, plugin.contexts[0].epoch) == (3, 3)
+        assert image.record == ImageRecord(epoch=3)
+    manifest = read_manifest(store, image.identity)
+    assert manifest is not None
+    assert manifest.epoch == 3
+    assert [kind for kind, _ in events] == ["taken-over"]
     async with opener(take_over=True) as stack:
-        assert stack.epoch == 2
+        assert stack.epoch == 3
+
+
+async def test_a_fenced_image_is_not_taken_over_before_its_own_dirty_layers_are_dropped(
+    opener: Open, store: StateStore, backend: MemoryBackend
+) -> None:
+    image = backend.images[IMAGE]
+    theirs = image.record = ImageRecord(epoch=2, holder="f" * 32, holder_name="elsewhere")
+    write_manifest(store, image.identity, layers=(ManifestLayer(index=0, plugin="telling", dirty=True),))
+    with pytest.raises(Fenced):
+        async with opener(take_over=True):
+            raise AssertionError("the stack is not open")
+    assert image.record == theirs
 
 
 async def test_what_may_keep_dirty_data_asks_for_a_client_of_its_own(

@@ -91,8 +91,16 @@ async def test_one_layer_is_written_back_alone(stack: Stack, told: list[str]) ->
 async def test_a_clean_layer_is_dropped_alone_whatever_lies_above(stack: Stack, told: list[str]) -> None:
     soil(stack, 5)
     await stack.invalidate(2, dirty=False)
-    await stack.invalidate(0, dirty=True)
-    assert told == ["drop 2", "drop 0 dirty"]
+    assert told == ["drop 2"]
+
+
+async def test_what_a_layer_above_might_write_back_meanwhile_is_not_dropped_with_a_clean_layer(
+    stack: Stack, told: list[str]
+) -> None:
+    soil(stack, 5)
+    with pytest.raises(LayerDirty, match=r"lies under dirty layers.*: 5 "):
+        await stack.invalidate(0, dirty=True)
+    assert not told
 
 
 async def test_a_dirty_layer_is_not_dropped_by_accident(stack: Stack, told: list[str]) -> None:

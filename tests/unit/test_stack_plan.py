@@ -171,29 +171,49 @@ def test_equal_options_are_no_change() -> None:
 
 
 class TestTheManifestInForce:
-    """The local one, or the copy in the image's record."""
+    """What is dirty is for the image's record to say."""
 
     IDENTITY = Identity("directory:1")
     LOST = record(dirty(0, "p"))
 
-    def in_force(self, local: Manifest | None, holder: str | None, copy: str) -> Manifest | None:
-        return manifest_in_force(local, ImageRecord(1, holder, "", copy), self.IDENTITY, HERE)
+    def in_force(self, local: Manifest | None, holder: str | None, copy: str, epoch: int = 1) -> Manifest | None:
+        return manifest_in_force(local, ImageRecord(epoch, holder, "", copy), self.IDENTITY, HERE)
 
-    def test_it_is_the_local_one_where_the_record_does_not_know_better(self) -> None:
-        clean_one, copy = record(clean(0, "p")), encode(self.LOST).decode()
-        for local in (None, clean_one, record(dirty(1, "p"))):
-            assert manifest_in_force(local, None, self.IDENTITY, HERE) is local
-            assert self.in_force(local, None, "") is local
-            assert self.in_force(local, THERE, copy) is local
-        dirty_one = record(dirty(1, "p"))
-        assert self.in_force(dirty_one, HERE, copy) is dirty_one
+    @pytest.mark.parametrize("local", [None, record(clean(0, "p")), record(dirty(1, "p"))])
+    def test_it_is_the_local_one_where_there_is_no_record(self, local: Manifest | None) -> None:
+        assert manifest_in_force(local, None, self.IDENTITY, HERE) is local
 
-    @pytest.mark.parametrize("local", [None, record(clean(0, "p")), record()])
-    def test_dirty_data_on_record_is_not_passed_over(self, local: Manifest | None) -> None:
+    @pytest.mark.parametrize("holder", [None, THERE])
+    def test_a_dirty_local_one_that_the_record_does_not_vouch_for_is_clean(self, holder: str | None) -> None:
+        copy = encode(record(dirty(0, "p"), host=THERE)).decode()
+        for local in (None, record(clean(0, "p"))):
+            assert self.in_force(local, holder, copy) is local
+        assert self.in_force(record(dirty(0, "p"), clean(1, "q")), holder, copy) == record(clean(0, "p"), clean(1, "q"))
+
+    @pytest.mark.parametrize("holder", [None, THERE])
+    def test_a_dirty_local_one_of_an_older_epoch_stays_fenced(self, holder: str | None) -> None:
+        local = record(dirty(0, "p"))
+        assert self.in_force(local, holder, "", epoch=2) is local
+        with pytest.raises(Fenced):
+            plan(None, self.in_force(local, holder, "", epoch=2), files=["/pool/0"], epoch=2)
+
+    @pytest.mark.parametrize("local", [None, record(clean(0, "p")), record(), record(dirty(0, "p"), dirty(1, "p"))])
+    def test_what_the_record_says_of_this_host_is_so(self, local: Manifest | None) -> None:
         assert self.in_force(local, HERE, encode(self.LOST).decode()) == self.LOST
+
+    def test_a_local_one_that_says_the_same_is_not_written_again(self) -> None:
+        local = record(dirty(0, "p"))
+        assert self.in_force(local, HERE, encode(self.LOST).decode()) is local
 
     def test_a_copy_that_is_none_is_refused(self) -> None:
         other = self.LOST.model_copy(update={"identity": "directory:2"})
         for copy, reason in (("", "whose copy is no manifest"), (encode(other).decode(), "is of directory:2")):
             with pytest.raises(CorruptState, match=reason):
                 self.in_force(None, HERE, copy)
+
+
+def test_a_lost_pool_file_is_told_with_the_command_that_gives_it_up() -> None:
+    with pytest.raises(
+        PoolMissing, match=r"/pool/1 is gone: bring it back, or .*`fusecache discard --layer 1 --dirty`"
+    ):
+        plan(None, record(dirty(1, "rwl")))

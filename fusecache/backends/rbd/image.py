@@ -152,6 +152,10 @@ class RbdImage(BackendImage):
             self._reads = None
         return info
 
+    async def clones(self) -> Sequence[str]:
+        found: Sequence[str] = await self._client.call(self._handle.use, _clones)
+        return found
+
     async def record(self) -> ImageRecord | None:
         return None if self._records is None else await self._records.read()
 
@@ -375,6 +379,10 @@ class RbdImage(BackendImage):
 
 def _resize(image: Any, size: int) -> None:
     image.resize(size)
+
+
+def _clones(image: Any) -> Sequence[str]:
+    return [f"{pool}/{name}" for pool, name in image.list_children()]
 
 
 def _size(image: Any) -> int:

@@ -1,0 +1,188 @@
+"""Which layers of an open image are durably known to be dirty: the manifest and the image's record, changed in order.
+
+Owns the marks that layers set and clear, and the order of the two durable writes behind each. It must not know what a
+layer keeps, nor when it should be written back.
+
+The record in the image's metadata is the authority: a host holds dirty data if and only if the record says so. It
+names the holder and carries a copy of its manifest, so that it alone suffices. With *M* the local manifest and *R* the
+record, a crash after each step leaves:
+
+====  ===============================  ==================================================================
+step  of setting the mark of a layer   then
+====  ===============================  ==================================================================
+1     M says dirty; durable            R does not name the layer, so M's word is void: the next open puts M right, the
+                                       layer opens as clean. Nothing was acknowledged, and anybody may open the image
+2     R says dirty, with its guard;    this host alone opens the image, and with this layer
+      durable
+3     the mark is set                  the same; changes are acknowledged from now on
+====  ===============================  ==================================================================
+
+====  ===============================  ==================================================================
+step  of clearing it                   then
+====  ===============================  ==================================================================
+1     the mark is not set              as before: this host alone, with this layer, which finds nothing to do
+2     R does not name the layer; it    everything is below and anybody may open the image. M's word is void. Where R
+      names no holder and has no       still names other layers, only this host may
+      guard where no layer is left
+3     M says clean                     the same
+====  ===============================  ==================================================================
+
+A step that fails, or is cancelled, leaves what a crash before or after it leaves. Where step 2 of setting failed M is
+put back.
+"""
+
+import itertools
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import trio
+
+from fusecache.api.backend import BackendImage, ImageRecord
+from fusecache.api.errors import FusecacheError
+from fusecache.stack.claim import HostClaim
+from fusecache.state.image_state import ImageState
+from fusecache.state.manifest import Manifest, encode
+
+log = logging.getLogger(__name__)
+
+_PATIENCE: Final = 3.0
+"""Seconds that a close waits for the backend."""
+
+
+def record_of(manifest: Manifest) -> ImageRecord:
+    """Return the record of an image whose stack on this host is as *manifest* says."""
+    if not manifest.dirty:
+        return ImageRecord(manifest.epoch)
+    return ImageRecord(manifest.epoch, manifest.host, os.uname().nodename, encode(manifest).decode())
+
+
+class LayerMark:
+    """One layer's :class:`fusecache.api.DirtyMark`."""
+
+    def __init__(self, ledger: "DirtyLedger", index: int, is_set: bool) -> None:
+        self.index = index
+        self.is_set = is_set
+        self._ledger = ledger
+
+    def __repr__(self) -> str:
+        return f"<LayerMark of layer {self.index}, {'set' if self.is_set else 'not set'}>"
+
+    async def set(self) -> None:
+        """See :meth:`fusecache.api.DirtyMark.set`."""
+        await self._ledger.set(self)
+
+    async def clear(self) -> None:
+        """See :meth:`fusecache.api.DirtyMark.clear`."""
+        await self._ledger.clear(self)
+
+
+class DirtyLedger:
+    """The marks of all layers of one open image.
+
+    Args:
+        claim, image: hold both locks of the image.
+        guard: see :meth:`fusecache.api.BackendImage.set_record`.
+    """
+
+    def __init__(self, claim: HostClaim, image: BackendImage, *, guard: bool) -> None:
+        self._claim = claim
+        self._image = image
+        self._guard = guard
+        self._manifest: Manifest | None = None
+        self._marks: dict[int, LayerMark] = {}
+        self._turn = trio.Lock()
+        self._settled = True
+        self._numbers = itertools.count(1)
+        self._written = 0
+
+    def mark(self, index: int, *, is_set: bool) -> LayerMark:
+        """Make the mark of the layer of that index, which is durably set or not."""
+        self._marks[index] = LayerMark(self, index, is_set)
+        return self._marks[index]
+
+    def adopt(self, manifest: Manifest) -> None:
+        """Take over the manifest that is durable now, and that the record says the same as; before any mark changes."""
+        self._manifest = manifest
+
+    async def set(self, mark: LayerMark) -> None:
+        """Set *mark*; see the module."""
+        async with self._turn:
+            if mark.is_set:
+                return
+            with self._changing():
+                wanted = self._present(and_dirty=mark.index)
+                await self._write_manifest(wanted)
+                try:
+                    await self._image.set_record(record_of(wanted), guard=self._guard)
+                except Exception:
+                    await self._put_back()
+                    raise
+            mark.is_set = True
+
+    async def clear(self, mark: LayerMark) -> None:
+        """Clear *mark*; see the module."""
+        if mark.is_set:
+            mark.is_set = self._settled = False
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Make durable what the marks say, where a set or clear that failed or was cancelled left something else.
+
+        Raises:
+            FusecacheError, OSError: as :meth:`fusecache.api.DirtyMark.clear`.
+        """
+        if self._settled:
+            return
+        async with self._turn:
+            if self._settled:
+                return
+            with self._changing():
+                wanted = self._present()
+                await self._image.set_record(record_of(wanted), guard=self._guard)
+                await self._write_manifest(wanted)
+
+    async def close(self) -> None:
+        """The last try to :meth:`settle`, once all layers are closed; where it fails the image stays dirty.
+
+        Takes a few seconds at the most, also where the backend does not answer.
+        """
+        try:
+            with trio.fail_after(_PATIENCE):
+                await self.settle()
+        except trio.TooSlowError:
+            log.warning("the image stays marked as dirty, though it is not: the backend does not answer")
+        except (FusecacheError, OSError) as error:
+            log.warning("the image stays marked as dirty, though it is not, until it is opened again: %s", error)
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """What is durable is known again only if the block ends well."""
+        self._settled = False
+        marks = [mark.is_set for mark in self._marks.values()]
+        yield
+        # A mark that was cleared meanwhile has its own turn.
+        self._settled = marks == [mark.is_set for mark in self._marks.values()]
+
+    def _present(self, *, and_dirty: int | None = None) -> Manifest:
+        assert self._manifest is not None, "the manifest is written before a layer is opened"
+        dirty = {mark.index for mark in self._marks.values() if mark.is_set} | {and_dirty}
+        layers = tuple(layer.model_copy(update={"dirty": layer.index in dirty}) for layer in self._manifest.layers)
+        return self._manifest.model_copy(update={"layers": layers})
+
+    async def _put_back(self) -> None:
+        try:
+            await self._write_manifest(self._present())
+        except (FusecacheError, OSError) as error:
+            log.warning("the manifest says dirty of what is not: %s", error)
+
+    async def _write_manifest(self, manifest: Manifest) -> None:
+        await self._claim.use(self._write_newest, next(self._numbers), manifest)
+
+    def _write_newest(self, state: ImageState, number: int, manifest: Manifest) -> None:
+        # A write whose caller was cancelled may come late.
+        if number > self._written:
+            self._written = number
+            state.write_manifest(manifest)

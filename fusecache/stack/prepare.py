@@ -1,0 +1,173 @@
+"""What is found out, and durably written, between the locks and the first layer.
+
+Owns how a stack that is about to be opened gets into the manifest and, where it is dirty or taken over, into the
+image's record. It must not know how layers are opened.
+
+**Taking over** an image of which another host holds dirty data: the record is replaced by one of the next epoch without
+a holder, durably, then the manifest is written at that epoch, then the layers open. A crash after the first leaves an
+image that nobody holds; either way the other host's manifest and pool files are of an older epoch, fenced for ever.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from fusecache.api.backend import BackendImage, ImageRecord
+from fusecache.api.errors import NotSupported
+from fusecache.api.identity import Identity
+from fusecache.api.layer import Emit, LayerPlugin
+from fusecache.config.mistakes import ConfigError, Mistake
+from fusecache.config.schema import StackConfig
+from fusecache.stack.claim import HostClaim
+from fusecache.stack.dirty import record_of
+from fusecache.stack.plan import PlannedLayer, StackPlan, manifest_in_force, plan_stack
+from fusecache.state.image_state import ImageState
+from fusecache.state.manifest import Manifest, ManifestLayer
+
+FIRST_EPOCH: Final = 1
+"""The epoch of an image that no other host ever took over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What is known before any layer is opened.
+
+    Attributes:
+        manifest: the one in force.
+        record: the image's, as it is now.
+        host: this host's machine-id.
+        epoch: the image's, as it is now.
+    """
+
+    manifest: Manifest | None
+    record: ImageRecord | None
+    host: str
+    epoch: int
+    plan: StackPlan
+
+
+def prepare(
+    state: ImageState,
+    host: str,
+    configured: StackConfig | None,
+    record: ImageRecord | None,
+    loadable: Callable[[str], LayerPlugin],
+) -> Prepared:
+    """Apply the open rules; put the local manifest right where the record knows better. Blocks.
+
+    Raises:
+        FusecacheError: see :mod:`fusecache.stack.plan`.
+    """
+    manifest = in_force(state, host, record)
+    authority = manifest if record is None else record
+    epoch = FIRST_EPOCH if authority is None else authority.epoch
+    plan = plan_stack(
+        configured,
+        manifest,
+        host=host,
+        epoch=epoch,
+        loadable=loadable,
+        artifact_exists=lambda path: Path(path).exists(),
+    )
+    return Prepared(manifest, record, host, epoch, plan)
+
+
+def in_force(state: ImageState, host: str, record: ImageRecord | None) -> Manifest | None:
+    """Return the manifest in force, which is durably the local one from now on. Blocks.
+
+    Raises:
+        CorruptState: the local one, or the record's copy, does not parse or is another image's.
+    """
+    local = state.read_manifest()
+    manifest = manifest_in_force(local, record, state.identity, host)
+    if manifest is not None and manifest is not local:
+        state.write_manifest(manifest)
+    return manifest
+
+
+async def taken_over(prepared: Prepared, image: BackendImage, name: str, *, guard: bool, emit: Emit) -> Prepared:
+    """Raise the epoch where another host holds dirty data of the image; what is found otherwise stays as it is."""
+    record = prepared.record
+    if record is None or record.holder in (None, prepared.host):
+        return prepared
+    mine = ImageRecord(record.epoch + 1)
+    await image.set_record(mine, guard=guard)
+    emit("taken-over", f"{name}: taken over from host {record.holder_name or record.holder}: its dirty data is fenced")
+    return replace(prepared, record=mine, epoch=mine.epoch)
+
+
+async def check_clones(plan: StackPlan, image: BackendImage) -> None:
+    """Refuse layers that keep dirty data of an image with clones: its guard would keep those from being opened.
+
+    What is dirty already is opened all the same, to be written back.
+
+    Raises:
+        NotSupported: there is one.
+    """
+    keeping = [layer for layer in plan.layers if layer.plugin.writes_back]
+    if not keeping or any(layer.dirty for layer in keeping):
+        return
+    if clones := await image.clones():
+        raise NotSupported(
+            f"layer {keeping[0].index} ({keeping[0].plugin.name}) keeps dirty data, and while there are some the "
+            f"clones {', '.join(clones)} could not be opened: flatten them, configure no layer that writes back, or "
+            "set guard = false in [mount], which lets programs open the image that do not know of the dirty data"
+        )
+
+
+def manifest_of(prepared: Prepared, identity: Identity, artifacts: Sequence[Sequence[Path]]) -> Manifest:
+    """Return the manifest of the stack that is about to be opened.
+
+    Args:
+        identity: the image's.
+        artifacts: of each planned layer.
+    """
+    layers = [
+        ManifestLayer(
+            index=layer.index,
+            plugin=layer.plugin.name,
+            options=plain_options(layer),
+            artifacts=tuple(map(str, paths)),
+            dirty=layer.dirty,
+        )
+        for layer, paths in zip(prepared.plan.layers, artifacts, strict=True)
+    ]
+    # A layer that is left out still owns its files.
+    left_out = {(layer.index, layer.plugin) for layer in prepared.plan.missing}
+    before = () if prepared.manifest is None else prepared.manifest.layers
+    layers += [layer for layer in before if (layer.index, layer.plugin) in left_out]
+    return Manifest(
+        identity=identity.text,
+        epoch=prepared.epoch,
+        host=prepared.host,
+        layers=tuple(sorted(layers, key=lambda layer: layer.index)),
+    )
+
+
+async def write_down(
+    prepared: Prepared, manifest: Manifest, claim: HostClaim, image: BackendImage, *, guard: bool
+) -> None:
+    """Make *manifest* durable where it says something else than before, and, of a dirty image, its record too.
+
+    Of a dirty one both are always written: a process that was killed while it marked the image may have left them in
+    the page cache only, and layers go on without marking it again.
+    """
+    if manifest.dirty or manifest != prepared.manifest:
+        await claim.use(ImageState.write_manifest, manifest)
+    if manifest.dirty and not image.read_only:
+        await image.set_record(record_of(manifest), guard=guard)
+
+
+def plain_options(layer: PlannedLayer) -> dict[str, Any]:
+    """Return the options as the manifest keeps them: dates and times as text, all else as it is.
+
+    Raises:
+        ConfigError: a number is not finite.
+    """
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(layer.options, default=str, allow_nan=False))
+    except ValueError:
+        raise ConfigError([Mistake(None, layer.title, "a number that is not finite", "finite numbers")]) from None
+    return plain

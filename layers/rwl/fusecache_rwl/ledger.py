@@ -1,0 +1,181 @@
+"""What is dirty, generation by generation.
+
+Owns the records that are not yet durably in the level below, in the order of the log. It must not know what they mean
+for reads (that is the index), how they are written back, or whether they come from appends or from a recovery. Pure.
+
+A *generation* is what was written between two flushes. One is open and takes records; once it is sealed it can be
+written back. One without records is never sealed.
+
+**What a crash leaves.** Nothing of this is durable. A recovery adds the same records again, from the superblock's
+tail on, and finds the same generations: :meth:`Ledger.written_back` is called only when a superblock that says so is
+durable.
+"""
+
+from array import array
+from collections import deque
+from collections.abc import Iterator
+from typing import Final, TypeAlias
+
+from fusecache_rwl.format import RecordType
+
+_DATA: Final = int(RecordType.DATA)
+
+DirtyRecord: TypeAlias = tuple[int, int, int, int]
+"""Type (:class:`RecordType`: DATA, DISCARD or ZERO), image offset, image length, log position of the header."""
+
+
+class Generation:
+    """The records of one generation: 25 bytes of memory for each.
+
+    Attributes:
+        number: 1 is an image's first.
+        oldest: time of the first record, as given to :attr:`Ledger.add`.
+        end_position, end_lsn: log position and LSN of the first record after it: where recovery begins once it is
+            written back.
+        dirty_bytes: its part of :attr:`Ledger.dirty_bytes`.
+    """
+
+    __slots__ = (
+        "_lengths",
+        "_offsets",
+        "_positions",
+        "_types",
+        "dirty_bytes",
+        "end_lsn",
+        "end_position",
+        "number",
+        "oldest",
+    )
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.oldest = 0.0
+        self.end_position = self.end_lsn = self.dirty_bytes = 0
+        self._types = bytearray()
+        self._offsets = array("Q")
+        self._lengths = array("Q")
+        self._positions = array("Q")
+
+    def __len__(self) -> int:
+        return len(self._types)
+
+    def add(self, type: int, offset: int, length: int, position: int, size: int, lsn: int, now: float) -> None:
+        """Take a record in, as :attr:`Ledger.add` says."""
+        if not self._types:
+            self.oldest = now
+        self._types.append(type)
+        self._offsets.append(offset)
+        self._lengths.append(length)
+        self._positions.append(position)
+        self.end_position = position + size
+        self.end_lsn = lsn + 1
+        self.dirty_bytes += length if type == _DATA else size
+
+    @property
+    def records(self) -> Iterator[DirtyRecord]:
+        """The records in the order of the log. None is added while they are read, unless the generation is open."""
+        return zip(self._types, self._offsets, self._lengths, self._positions, strict=True)
+
+
+class Ledger:
+    """The open generation and the sealed ones.
+
+    Args:
+        first: number of the open generation: that after the last one written back.
+
+    Attributes:
+        open_generation: the number that records appended now carry.
+        add: puts a record that holds dirty data into the open generation, ``add(type, offset, length, position, size,
+            lsn, now)``: DATA, DISCARD or ZERO; *offset* and *length* of the image; log *position* of its header; the
+            *size* it takes in the log, header and padding included; its *lsn*; the time *now*, for its age (after a
+            recovery that of the recovery: the log has no times). On the hot path, so it is the generation's own.
+    """
+
+    def __init__(self, first: int = 1) -> None:
+        self._begin(first)
+        self._sealed: deque[Generation] = deque()
+        self._sealed_bytes = 0
+        self._sealed_records = 0
+
+    def _begin(self, number: int) -> None:
+        self._open = Generation(number)
+        self.open_generation = number
+        self.add = self._open.add
+
+    def seal(self, position: int, lsn: int) -> bool:
+        """Close the open generation and open the next.
+
+        Args:
+            position, lsn: log position and LSN of the first record that belongs to it no more.
+
+        Returns:
+            False when the open generation has no record; then it stays open.
+        """
+        generation = self._open
+        if not len(generation):
+            return False
+        generation.end_position = position
+        generation.end_lsn = lsn
+        self._sealed.append(generation)
+        self._sealed_bytes += generation.dirty_bytes
+        self._sealed_records += len(generation)
+        self._begin(generation.number + 1)
+        return True
+
+    def skip_to(self, number: int) -> None:
+        """Give the open generation, which has no record yet, a higher *number*: the log has none of those between.
+
+        Raises:
+            ValueError: it has records, or *number* was used; nothing has changed.
+        """
+        if len(self._open) or number < self.open_generation:
+            raise ValueError(f"found {number} for generation {self.open_generation} of {len(self._open)} records")
+        self._begin(number)
+
+    def oldest_sealed(self) -> Generation | None:
+        """Return the generation that is written back next."""
+        return self._sealed[0] if self._sealed else None
+
+    def written_back(self, generation: Generation) -> None:
+        """Forget *generation*: its content is durable below, and a superblock that says so is durable too.
+
+        Raises:
+            ValueError: it is not the oldest; nothing has changed.
+        """
+        if not self._sealed or self._sealed[0] is not generation:
+            raise ValueError(f"found generation {generation.number}, allowed: the oldest that is sealed")
+        self._sealed.popleft()
+        self._sealed_bytes -= generation.dirty_bytes
+        self._sealed_records -= len(generation)
+
+    def clear(self) -> None:
+        """Forget everything. The number of the open generation stays, as none is used for two things."""
+        self._sealed.clear()
+        self._sealed_bytes = self._sealed_records = 0
+        self._begin(self.open_generation)
+
+    @property
+    def open_records(self) -> int:
+        """Records of the open generation."""
+        return len(self._open)
+
+    @property
+    def records(self) -> int:
+        """Records of all generations."""
+        return self._sealed_records + len(self._open)
+
+    @property
+    def dirty_bytes(self) -> int:
+        """Bytes that are not yet durable below; 0 exactly when nothing is dirty.
+
+        Every record counts, those too that a later one has overwritten: then the number depends on the log alone, is
+        the same after a recovery, and is what write-back frees. DATA counts its length in the image. DISCARD and ZERO
+        count what they take in the log: a discarded image of 16 TiB holds nothing, but it is not clean.
+        """
+        return self._sealed_bytes + self._open.dirty_bytes
+
+    @property
+    def oldest_time(self) -> float | None:
+        """Time of the oldest record; None when nothing is dirty."""
+        oldest = self._sealed[0] if self._sealed else self._open
+        return oldest.oldest if len(oldest) else None

@@ -1,0 +1,160 @@
+"""The moves of one generation: from the log to the level below, several at once.
+
+Owns how a move is read and written. It must not know which generation is next, nor when it counts as written back.
+
+A crash, or a cancellation, leaves some of the moves below, in part or whole; all of them are still in the log.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final, Protocol
+
+import trio
+
+from fusecache.api import DECLINED, DONE, FusecacheError, Volume
+from fusecache_rwl.format import RecordType
+from fusecache_rwl.log import Log
+from fusecache_rwl.merge import Move
+
+_SLICE: Final = 256 << 20
+"""Bytes of a discard or zeroes that go down at one go."""
+
+
+class Pace(Protocol):
+    """What whoever orders the moves says of how fast they go.
+
+    Attributes:
+        stopped: no further move is to begin.
+    """
+
+    @property
+    def stopped(self) -> bool: ...
+
+    async def pace(self, length: int) -> None:
+        """Account for *length* bytes of data moved, and wait as long as it takes to keep to the rate."""
+
+
+class Movement:
+    """The moves of one generation under way."""
+
+    def __init__(self, pool: Log, below: Volume, owner: Pace) -> None:
+        self._log = pool
+        self._below = below
+        self._owner = owner
+        self._under_way = 0
+        self._changed = trio.Event()
+        self._failure: BaseException | None = None
+        self._complete = True
+
+    async def carry_out(self, moves: Iterable[Move | None], depth: int) -> bool:
+        """Write all *moves* below, up to *depth* at once; return whether all were. Waits for those it began.
+
+        Raises:
+            FusecacheError, OSError: the first failure.
+        """
+        async with trio.open_nursery() as nursery:
+            for move in moves:
+                if move is None:
+                    await trio.lowlevel.checkpoint()
+                    continue
+                while self._under_way >= depth and self._failure is None:
+                    await self._wait()
+                if self._failure is not None or self._owner.stopped:
+                    self._complete = False
+                    break
+                await self._begin(nursery, move)
+                if move.kind is RecordType.DATA:
+                    await self._owner.pace(move.length)
+            while self._under_way:
+                await self._wait()
+        if self._failure is not None:
+            raise self._failure
+        return self._complete
+
+    async def _wait(self) -> None:
+        self._changed = trio.Event()
+        await self._changed.wait()
+
+    async def _begin(self, nursery: trio.Nursery, move: Move) -> None:
+        self._under_way += 1
+        if move.kind is not RecordType.DATA:
+            nursery.start_soon(self._run, self._clear, move)
+            return
+        data = await self._gather(move)
+        if data is None:
+            return
+        try:
+            outcome = self._below.try_write(move.offset, data, self._ended)
+        except Exception as error:
+            self._ended(error)
+            return
+        if outcome is DONE:
+            self._ended(None)
+            # Others run, too, where nothing ever waits.
+            await trio.lowlevel.checkpoint()
+        elif outcome is DECLINED:
+            nursery.start_soon(self._run, self._write, move, data)
+
+    def _ended(self, error: BaseException | None) -> None:
+        self._under_way -= 1
+        if error is not None and self._failure is None:
+            self._failure = error
+        self._changed.set()
+
+    async def _run(self, work: Callable[..., Awaitable[None]], *args: object) -> None:
+        try:
+            await work(*args)
+        except Exception as error:
+            self._ended(error)
+        else:
+            self._ended(None)
+
+    async def _write(self, move: Move, data: memoryview) -> None:
+        await self._below.write(move.offset, data)
+
+    async def _clear(self, move: Move) -> None:
+        at, end = move.offset, move.offset + move.length
+        clear = self._below.discard if move.kind is RecordType.DISCARD else self._below.write_zeroes
+        while at < end:
+            if self._owner.stopped:
+                self._complete = False
+                return
+            length = min(_SLICE - at % _SLICE, end - at)
+            await clear(at, length)
+            at += length
+
+    async def _gather(self, move: Move) -> memoryview | None:
+        """Copy a move's data out of the log, into memory that attempts may keep; None after an error."""
+        data = bytearray(move.length)
+        at = 0
+        medium = self._log.medium
+        try:
+            for length, position in move.pieces:
+                piece = medium.read_now(position, length)
+                data[at : at + length] = await _read(self._log, position, length) if piece is None else piece
+                at += length
+            if self._log.failure is not None:
+                # What was read may not be what was written.
+                raise self._log.refusal()
+        except (OSError, FusecacheError) as error:
+            self._ended(error)
+            return None
+        return memoryview(data)
+
+
+async def _read(pool: Log, position: int, length: int) -> bytes:
+    """Read from the pool on a thread. What is dirty stays where it is, so nothing need be held."""
+    ended = trio.Event()
+    outcome: list[object] = []
+
+    def done(error: BaseException | None, data: bytes) -> None:
+        outcome.extend((error, data))
+        ended.set()
+
+    pool.medium.read(position, length, done)
+    with trio.CancelScope(shield=True):
+        await ended.wait()
+    error, data = outcome
+    if isinstance(error, BaseException):
+        raise error
+    assert isinstance(data, bytes)
+    return data

@@ -1,0 +1,195 @@
+"""Opening a pool's log: as a new one, or with what an earlier process left in it.
+
+Owns what is done with a pool file before its layer serves. It must not know volumes or requests.
+
+**A clean layer begins anew**, with a new uuid: none of the ring's old records is valid under it, so nothing that was
+written back, and may have been changed below since by others, can come back. Killed before the new superblock is
+durable, the old one is there, and the manifest still says that nothing is dirty.
+
+**A dirty one is recovered.** Of a process killed, or power lost, after each step:
+
+====  =============================================  =================================================================
+step                                                 what the next recovery does
+====  =============================================  =================================================================
+1     the records are scanned (nothing is written)   the same
+2     what is in the page cache only is synced       the same; now loss of power loses none of it
+3     the superblock with the next incarnation, and  scans the same records, and takes none of an older incarnation
+      the head as the lower bound, is durable        beyond them
+====  =============================================  =================================================================
+
+Recovering twice, or dying in between, changes nothing but the incarnation.
+"""
+
+import logging
+import time
+import uuid as uuids
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from typing import Final
+
+import trio
+
+from fusecache.api import LayerContext
+from fusecache.api.errors import CorruptState, Fenced
+from fusecache_rwl.format import RecordType
+from fusecache_rwl.index import Index
+from fusecache_rwl.ledger import Ledger
+from fusecache_rwl.log import Log, write_superblock
+from fusecache_rwl.medium import Medium
+from fusecache_rwl.scan import Head, Scanned, scan
+from fusecache_rwl.space import Space
+from fusecache_rwl.superblock import Superblock, newest
+
+log = logging.getLogger(__name__)
+
+_SLICE: Final = 2000
+"""Records scanned on the thread between two turns of the loop."""
+_TOLD: Final = 10
+"""Per cent between two reports of progress."""
+
+
+async def new_log(context: LayerContext, medium: Medium, size: int) -> Log:
+    """Begin a log in a pool whatever it holds; *size* is the image's.
+
+    Raises:
+        LogFailed: the superblock could not be written.
+    """
+    superblock = Superblock(
+        sequence=_last_sequence(medium) + 1,
+        identity=context.identity.text,
+        index=context.index,
+        uuid=uuids.uuid4().bytes,
+        size=medium.size,
+        media=medium.media,
+        epoch=context.epoch,
+        incarnation=1,
+        tail_position=0,
+        tail_lsn=1,
+        written_back=0,
+        durable_lsn=0,
+    )
+    with trio.CancelScope(shield=True):
+        await write_superblock(medium, superblock)
+        # In both places: were the new one ever lost, the old one would bring the old records back.
+        superblock = replace(superblock, sequence=superblock.sequence + 1)
+        await write_superblock(medium, superblock)
+    return Log(medium, superblock, Index(size), Ledger(), Space(medium.ring_size), 1)
+
+
+def _last_sequence(medium: Medium) -> int:
+    try:
+        return newest(*medium.read_superblocks()).sequence
+    except CorruptState:
+        return 0
+
+
+async def recovered_log(context: LayerContext, medium: Medium, size: int) -> Log:
+    """Recover the dirty log in a pool; reports progress as events. A cancellation leaves the pool as it was.
+
+    Raises:
+        CorruptState: there is no superblock, it is another image's or layer's, or the log breaks off too early.
+        Fenced: the pool is of another epoch.
+        LogFailed: the medium failed.
+    """
+    superblock = newest(*medium.read_superblocks())
+    _check(context, medium, superblock)
+    recovery = _Recovery(context, medium, superblock, size)
+    head = await recovery.scan()
+    synced = trio.Event()
+    failure: list[BaseException] = []
+
+    def done(error: BaseException | None) -> None:
+        if error is not None:
+            failure.append(error)
+        synced.set()
+
+    with trio.CancelScope(shield=True):
+        if not medium.sync(done):
+            await synced.wait()
+        if failure:
+            raise CorruptState(f"the recovered log could not be made durable: {failure[0]}") from failure[0]
+        superblock = replace(
+            superblock,
+            sequence=superblock.sequence + 1,
+            incarnation=superblock.incarnation + 1,
+            durable_lsn=head.lsn - 1,
+        )
+        await write_superblock(medium, superblock)
+    return recovery.log(superblock, head)
+
+
+def _check(context: LayerContext, medium: Medium, superblock: Superblock) -> None:
+    if superblock.identity != context.identity.text or superblock.index != context.index:
+        raise CorruptState(
+            f"the pool is of layer {superblock.index} of {superblock.identity}, "
+            f"allowed: layer {context.index} of {context.identity}"
+        )
+    if superblock.epoch != context.epoch:
+        raise Fenced(
+            f"the pool is of epoch {superblock.epoch}, the image is at epoch {context.epoch}: "
+            "it can only be inspected and discarded"
+        )
+    if superblock.size != medium.size:
+        raise CorruptState(f"the pool file has {medium.size} bytes, its superblock says {superblock.size}")
+
+
+class _Recovery:
+    def __init__(self, context: LayerContext, medium: Medium, superblock: Superblock, size: int) -> None:
+        self._context = context
+        self._medium = medium
+        self._superblock = superblock
+        self._index = Index(size)
+        self._ledger = Ledger(superblock.written_back + 1)
+        self._scan: Iterator[Scanned | Head] = scan(superblock, medium.ring_size, medium.read_blocking)
+        self._records = 0
+        self._told = 0
+
+    async def scan(self) -> Head:
+        """Take the records in; return where the log ends."""
+        started = time.monotonic()
+        while True:
+            found = await trio.to_thread.run_sync(lambda: list(islice(self._scan, _SLICE)))
+            for one in found:
+                if isinstance(one, Head):
+                    self._tell_end(started)
+                    return one
+                self._take(one)
+            self._tell(found[-1].position)
+
+    def _take(self, one: Scanned) -> None:
+        record, position = one.record, one.position
+        ledger = self._ledger
+        while ledger.open_generation < record.generation:
+            if not ledger.seal(position, record.lsn):
+                ledger.skip_to(record.generation)
+        self._records += 1
+        if record.type is RecordType.DATA:
+            self._index.insert(record.offset, record.length, position + one.data_at)
+        elif record.type in (RecordType.DISCARD, RecordType.ZERO):
+            self._index.insert_zero(record.offset, record.length, position)
+        else:
+            return
+        size = one.size
+        ledger.add(record.type, record.offset, record.length, position, size, record.lsn, time.monotonic())
+
+    def log(self, superblock: Superblock, head: Head) -> Log:
+        """Return the log that goes on at *head*."""
+        space = Space(self._medium.ring_size)
+        space.reset(head.position, superblock.tail_position)
+        self._index.tail = superblock.tail_position
+        if not self._ledger.seal(head.position, head.lsn):
+            self._ledger.skip_to(max(head.generation + 1, superblock.written_back + 1))
+        return Log(self._medium, superblock, self._index, self._ledger, space, head.lsn)
+
+    def _tell(self, position: int) -> None:
+        done = (position - self._superblock.tail_position) * 100 // self._medium.ring_size
+        if done >= self._told + _TOLD:
+            self._told = done
+            self._context.emit("recovery", f"{self._context.image}: {self._records} records, {done}% of the pool")
+
+    def _tell_end(self, started: float) -> None:
+        took = time.monotonic() - started
+        text = f"layer {self._context.index} recovered {self._records} records in {took:.1f} s"
+        self._context.emit("recovered", f"{self._context.image}: {text}")
+        log.info("%s: %s", self._context.image, text)

@@ -1,0 +1,35 @@
+"""The end of a medium's threads.
+
+Owns how long they are waited for. It must not know what they do.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+
+import trio
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 3.0
+"""Seconds that a thread has to end; one that takes longer hangs in the kernel."""
+
+
+async def join_all(threads: Sequence[threading.Thread | None]) -> None:
+    """Wait for threads that were told to end, for :data:`PATIENCE` in all, even when cancelled.
+
+    Those that have not ended are logged and left behind; they are daemons, and never keep the process from exiting.
+    """
+    started = [thread for thread in threads if thread is not None]
+    if started:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(_join, started)
+
+
+def _join(threads: Sequence[threading.Thread]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    if hanging := [thread.name for thread in threads if thread.is_alive()]:
+        log.warning("left behind, waiting for the kernel: %s", ", ".join(hanging))
