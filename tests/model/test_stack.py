@@ -234,7 +234,7 @@ async def take_writeback(image: Image, model: Levels, step: WriteBack) -> None:
 async def take_invalidate(image: Image, model: Levels, index: int, dirty: bool) -> None:
     """Dirty data is dropped only where that was asked for, and never from under other dirty data."""
     holds = [layer.layer.status().dirty_bytes > 0 for layer in image.layers]
-    if holds[index] and (not dirty or any(holds[index + 1 :])):
+    if any(holds[index + 1 :]) if dirty else holds[index]:
         with pytest.raises(LayerDirty):
             await image.invalidate(index, dirty=dirty)
         return
