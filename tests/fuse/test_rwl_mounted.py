@@ -60,7 +60,7 @@ def test_a_killed_daemon_loses_nothing_that_was_acknowledged(
     dirty = 0
     until = time.monotonic() + soak_seconds
     for round_number in count():
-        if round_number >= 3 and time.monotonic() > until:
+        if round_number >= 2 and time.monotonic() > until:
             break
         mount = mounted()
         writer = Writer(mount.path / "disk", sync=bool(round_number % 2))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fusecache.testing import check_layer
+from fusecache.testing import SIZES, check_layer
 from fusecache_rwl import plugin
 
 
@@ -19,4 +19,4 @@ def pools() -> Iterator[Path]:
 
 @pytest.mark.parametrize("options", [{"persist": "write"}, {"media": "pmem"}], ids=str)
 async def test_the_layer_keeps_the_contract(pools: Path, options: dict[str, str]) -> None:
-    await check_layer(plugin, {"path": str(pools), "size": "16MiB", **options})
+    await check_layer(plugin, {"path": str(pools), "size": "16MiB", **options}, sizes=SIZES[1:2])
