@@ -54,7 +54,7 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
         "bench.md, bench.png and bench.svg. The files that are measured lie below TMPDIR.",
         epilog="Exit codes: 0 measured, also where goals are missed; 1 failed; 2 wrong usage.",
     )
-    parser.add_argument("--quick", action="store_true", help="about two minutes, less certain; without B and L")
+    parser.add_argument("--quick", action="store_true", help="some minutes, less certain; without B and L")
     parser.add_argument("--only", metavar="NAME", choices=NAMES, help=f"only one goal: {', '.join(NAMES)}")
     parser.add_argument("--compare", metavar="OLD.json", type=_older, help="say what has changed since")
     parser.add_argument(

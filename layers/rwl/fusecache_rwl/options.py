@@ -103,8 +103,8 @@ class RwlOptions(BaseModel):
 
     media: Annotated[Literal["pmem", "ssd"], Field(description='"pmem" or "ssd"')] = "ssd"
     """What the directory lies on: ``pmem``, persistent memory, which is written by copying; or ``ssd``, any other
-    drive. Where ``pmem`` turns out not to be persistent memory, the file is used as on an SSD and the status says
-    so."""
+    drive. Where ``pmem`` turns out not to be persistent memory, the file is used as on an SSD, and the daemon's
+    messages say so."""
 
     persist: Annotated[Literal["auto", "write", "flush"], Field(description='"auto", "write" or "flush"')] = "auto"
     """When a change survives loss of power: ``write``, when it is acknowledged; ``flush``, when a later flush is. In
