@@ -5,6 +5,7 @@ and that parts which were not installed are not tested. It must not know what an
 """
 
 import os
+import sys
 import uuid
 from collections.abc import Generator, Iterator
 from importlib.util import find_spec
@@ -14,6 +15,10 @@ import pytest
 
 from tests.support import leftovers, mounts, skips, soak
 from tests.support.project import ROOT
+
+# Tests start hundreds of Python processes; each would compile fusecache again where the machine keeps no bytecode.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 ALLOWED_SKIPS = skips.load(ROOT / "tests" / "allowed_skips.txt")
 

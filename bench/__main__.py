@@ -6,21 +6,36 @@ Owns its options, the length of a run, and the files of the report.
 import argparse
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from bench import chart, fio
+from bench.costs import Cost, Spans, costs
 from bench.machine import machine, versions
 from bench.report import markdown
-from bench.results import by_place, judged
+from bench.results import Result, by_place, judged
 from bench.session import Measured, Plan, run, say
-from bench.workloads import MEANING, NAMES, Goal, Workload, chosen
+from bench.targets import TargetFailed
+from bench.workloads import (
+    COST,
+    MEANING,
+    NAMES,
+    PMEM,
+    SSD,
+    TIMED,
+    TIMED_ON_SSD,
+    WORKLOADS,
+    Goal,
+    Workload,
+    chosen,
+)
 
 FORMAT: Final = 2
 LONG: Final = Plan(rounds=5, seconds=1.0)
@@ -30,6 +45,8 @@ QUICK: Final = Plan(rounds=3, seconds=0.3, quick=True, mebibytes=128)
 def main() -> int:
     """Run the command; return its exit code: 0 where it measured, whatever the goals say."""
     arguments = _parsed(sys.argv[1:])
+    # As Ctrl-C: what was started is ended.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     plan = QUICK if arguments.quick else LONG
     goals, workloads = chosen(arguments.only)
     try:
@@ -37,7 +54,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="fusecache-bench-") as name:
             about = machine(Path(name))
             measured = run(plan, workloads, Path(name))
-    except (fio.FioFailed, subprocess.CalledProcessError, OSError) as error:
+    except (fio.FioFailed, TargetFailed, subprocess.CalledProcessError, OSError) as error:
         say(f"scripts/bench: {error}")
         return 1
     report = _report(plan, about, goals, workloads, measured)
@@ -54,7 +71,9 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
         "bench.md, bench.png and bench.svg. The files that are measured lie below TMPDIR.",
         epilog="Exit codes: 0 measured, also where goals are missed; 1 failed; 2 wrong usage.",
     )
-    parser.add_argument("--quick", action="store_true", help="some minutes, less certain; without B and L")
+    parser.add_argument(
+        "--quick", action="store_true", help="some minutes, less certain; B and L only where a goal needs them"
+    )
     parser.add_argument("--only", metavar="NAME", choices=NAMES, help=f"only one goal: {', '.join(NAMES)}")
     parser.add_argument("--compare", metavar="OLD.json", type=_older, help="say what has changed since")
     parser.add_argument(
@@ -101,7 +120,16 @@ def _report(
         "results": [result.as_json() for result in measured.results],
         "goals": [asdict(judged(goal, results)) for goal in goals],
         "hops": [asdict(hop) for hop in measured.hops],
+        "costs": [asdict(cost) for cost in _costs(measured.spans, results)],
     }
+
+
+def _costs(spans: Mapping[str, Spans], results: Mapping[tuple[str, str], Result]) -> Iterator[Cost]:
+    """Yield what each hop costs, of each daemon with stopwatches."""
+    (workload,) = (workload.name for workload in WORKLOADS if workload.place == COST)
+    for media, name in ((PMEM, TIMED), (SSD, TIMED_ON_SSD)):
+        if name in spans:
+            yield from costs(media, spans[name], results[workload, name].median_of("cpu_us"))
 
 
 def _write(report: Mapping[str, Any], old: Mapping[str, Any] | None, directory: Path) -> None:

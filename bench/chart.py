@@ -33,7 +33,8 @@ def _draw_goals(axes: Axes, goals: Sequence[Mapping[str, Any]]) -> None:
         axes.bar(place, goal["ratio"], width=0.6, color=_MET[goal["met"]])
         axes.hlines(goal["goal"], place - 0.4, place + 0.4, colors="black", linewidth=2)
         axes.annotate(f"{goal['ratio']:.2f}", (place, goal["ratio"]), ha="center", va="bottom")
-    axes.set_xticks(range(len(goals)), [f"{goal['workload']}\nto {goal['peer']}" for goal in goals])
+    labels = [f"{goal['workload']} to {goal['peer']}" for goal in goals]
+    axes.set_xticks(range(len(goals)), labels, rotation=30, ha="right")
     axes.set_ylabel("ratio")
     axes.margins(y=0.12)
 
@@ -45,13 +46,15 @@ def _draw_cpu(axes: Axes, results: Sequence[Mapping[str, Any]]) -> None:
         spent = {
             result["workload"]: result["median"]["cpu_us"]
             for result in results
-            if result["target"] == target and result["median"]
+            if result["target"] == target and result["median"] and result["median"]["cpu_us"] is not None
         }
         places = [
             place + (min(number, 1) - 0.5) * 0.36 for place, workload in enumerate(workloads) if workload in spent
         ]
-        axes.bar(places, list(spent.values()), width=0.34, color=color, label=target)
+        if places:
+            axes.bar(places, list(spent.values()), width=0.34, color=color, label=target)
     axes.set_xticks(range(len(workloads)), workloads, rotation=30, ha="right")
     axes.set_ylabel("µs per request, logarithmic")
-    axes.set_yscale("log")
-    axes.legend()
+    if axes.containers:
+        axes.set_yscale("log")
+        axes.legend()

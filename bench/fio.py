@@ -22,20 +22,30 @@ class FioFailed(Exception):
 
 
 def command(load: Sequence[str], workload: Workload, *, seconds: float, seed: int) -> Sequence[str]:
-    """Return the command line of one measurement; *load* says what fio uses, and how."""
+    """Return the command line of one measurement; *load* says what fio uses, and how.
+
+    Args:
+        seconds: that it takes, unless it loops; 0 where it ends with the requests of ``workload.drained``, each to
+            another block.
+    """
+    looped = [f"--loops={workload.loops}"]
+    timed = ["--norandommap", "--time_based", f"--runtime={seconds * 1000:.0f}ms"]
+    counted = [f"--io_size={workload.drained * workload.block}"]
     return [
         *("fio", "--name=bench", "--output-format=json", *load),
         *(f"--rw={workload.access}", f"--bs={workload.block}", f"--iodepth={workload.depth}"),
         *(["--fsync=1"] if workload.sync else []),
-        *("--norandommap", f"--randseed={seed}", "--time_based", f"--runtime={seconds * 1000:.0f}ms"),
+        *([f"--ramp_time={workload.ramp * 1000:.0f}ms"] if workload.ramp else []),
+        *(f"--randseed={seed}", *(looped if workload.loops else timed if seconds else counted)),
     ]
 
 
-def on_file(file: Path) -> Sequence[str]:
-    """Return what makes fio use *file* with direct I/O."""
+def on_file(file: Path, cpu: int | None = None) -> Sequence[str]:
+    """Return what makes fio use *file* with direct I/O, and run on one *cpu* only; None for any."""
     # fio must not drop the pages that both sides are to read from.
     keep = ("--invalidate=0", "--fallocate=none", "--allow_file_create=0")
-    return [f"--filename={file}", "--ioengine=libaio", "--direct=1", *keep]
+    pin = [] if cpu is None else [f"--cpus_allowed={cpu}"]
+    return [f"--filename={file}", "--ioengine=libaio", "--direct=1", *keep, *pin]
 
 
 def on_rbd(pool: str, image: str) -> Sequence[str]:
@@ -58,7 +68,7 @@ def measure(
     around = {**os.environ, **(environment or {})}
     try:
         result = subprocess.run(
-            words, capture_output=True, text=True, timeout=seconds + _SLACK, check=False, env=around
+            words, capture_output=True, text=True, timeout=seconds + workload.ramp + _SLACK, check=False, env=around
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise FioFailed(str(error)) from error

@@ -33,6 +33,7 @@ def versions() -> dict[str, str | None]:
         "trio": version("trio"),
         "fio": _said("fio", "--version"),
         "qemu": _said("qemu-storage-daemon", "--version"),
+        "ceph": _said("ceph", "--version"),
     }
 
 

@@ -18,14 +18,15 @@ class Sample:
     Attributes:
         iops: requests per second.
         mib_per_second: of data.
-        latency_p50_us, latency_p99_us: microseconds from submission to completion, as fio saw them.
+        latency_p50_us, latency_p99_us: microseconds from submission to completion, as fio saw them; None where fio did
+            not see it.
         cpu_us: microseconds of CPU that the serving process spent on a request; None where none serves.
     """
 
     iops: float
     mib_per_second: float
-    latency_p50_us: float
-    latency_p99_us: float
+    latency_p50_us: float | None
+    latency_p99_us: float | None
     cpu_us: float | None
 
 
@@ -63,7 +64,7 @@ class Verdict:
     """How a goal came out.
 
     Attributes:
-        ratio: fusecache's median of requests per second to the peer's; None where one of them is missing.
+        ratio: see :attr:`Goal.goal` and :attr:`Goal.cpu_us`, of medians; None where a figure is missing.
         reason: what the ratio was made of, or why there is none.
     """
 
@@ -84,13 +85,16 @@ def by_place(results: Iterable[Result]) -> Mapping[tuple[str, str], Result]:
 def judged(goal: Goal, results: Mapping[tuple[str, str], Result]) -> Verdict:
     """Return how *goal* came out."""
     figures = []
-    for target in (FUSECACHE, goal.peer):
+    of = [(FUSECACHE, "cpu_us")] if goal.cpu_us else [(FUSECACHE, "iops"), (goal.peer, "iops")]
+    for target, field in of:
         result = results.get((goal.workload, target))
-        iops = result.median_of("iops") if result is not None else None
-        if not iops:
+        figure = result.median_of(field) if result is not None else None
+        if not figure:
             reason = (result.reason if result is not None else None) or "not measured"
             return Verdict(goal.name, goal.peer, goal.workload, goal.goal, None, False, f"{target}: {reason}")
-        figures.append(iops)
-    ratio = figures[0] / figures[1]
-    reason = f"{figures[0]:.0f} requests/s to {figures[1]:.0f}"
+        figures.append(figure)
+    if goal.cpu_us:
+        ratio, reason = goal.cpu_us / figures[0], f"{figures[0]:.1f} µs of CPU time per request"
+    else:
+        ratio, reason = figures[0] / figures[1], f"{figures[0]:.0f} requests/s to {figures[1]:.0f}"
     return Verdict(goal.name, goal.peer, goal.workload, goal.goal, ratio, ratio >= goal.goal, reason)

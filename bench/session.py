@@ -3,18 +3,21 @@
 Owns the order of measurements. It must not know how results are shown.
 """
 
+import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench import fio
+from bench.costs import Spans
 from bench.hops import Hop, Place, Total, between, totals
 from bench.places import PLACES
 from bench.results import Result, Sample
-from bench.targets import Target, TargetMissing
-from bench.workloads import CONTESTANTS, FUSECACHE, Workload
+from bench.targets import Target, TargetFailed, TargetMissing
+from bench.workloads import CONTESTANTS, FUSECACHE, Workload, contestants
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +25,8 @@ class Plan:
     """How long a run is.
 
     Attributes:
-        seconds: of each measurement.
-        quick: whoever sets no pace takes no part.
+        seconds: of each measurement, unless its workload needs more.
+        quick: see :func:`bench.workloads.contestants`.
         mebibytes: of each image; of a raw file all is to fit into the page cache.
     """
 
@@ -39,11 +42,13 @@ class Measured:
 
     Attributes:
         options: how each contestant was started, by place and name.
+        spans: what the daemons with stopwatches said, by name.
     """
 
     results: list[Result] = field(default_factory=list)
     hops: list[Hop] = field(default_factory=list)
     options: dict[tuple[str, str], str] = field(default_factory=dict)
+    spans: dict[str, Spans] = field(default_factory=dict)
 
 
 def run(plan: Plan, workloads: Sequence[Workload], directory: Path) -> Measured:
@@ -53,6 +58,7 @@ def run(plan: Plan, workloads: Sequence[Workload], directory: Path) -> Measured:
 
     Raises:
         fio.FioFailed: fio failed on fusecache.
+        TargetFailed: fusecache does not serve.
     """
     measured = Measured()
     for place in PLACES:
@@ -64,21 +70,30 @@ def run(plan: Plan, workloads: Sequence[Workload], directory: Path) -> Measured:
 
 
 def _run_place(plan: Plan, place: str, workloads: Sequence[Workload], directory: Path, measured: Measured) -> None:
+    takers = {workload: contestants(workload, quick=plan.quick) for workload in workloads}
+    names = [name for name in CONTESTANTS[place] if any(name in each for each in takers.values())]
     with ExitStack() as stack:
-        targets, missing = _start(plan, place, directory, stack)
+        targets, missing = _start(plan, place, names, directory, stack)
         measured.options |= {(place, target.name): target.options for target in targets}
         for workload in workloads:
             before = _totals(targets)
-            measured.results += _rounds(plan, workload, targets)
+            measured.results += _rounds(plan, workload, [each for each in targets if each.name in takers[workload]])
             measured.hops += between(workload.name, before, _totals(targets))
+    for target in targets:
+        if target.spans is not None and target.spans.exists():
+            measured.spans[target.name] = Spans(**json.loads(target.spans.read_text()))
     measured.results += [
-        Result(workload.name, name, (), reason) for workload in workloads for name, reason in missing.items()
+        Result(workload.name, name, (), reason)
+        for workload in workloads
+        for name, reason in missing.items()
+        if name in takers[workload]
     ]
 
 
-def _start(plan: Plan, place: str, directory: Path, stack: ExitStack) -> tuple[Sequence[Target], Mapping[str, str]]:
+def _start(
+    plan: Plan, place: str, names: Sequence[str], directory: Path, stack: ExitStack
+) -> tuple[Sequence[Target], Mapping[str, str]]:
     """Return who serves, and why the others do not."""
-    names = CONTESTANTS[place][: 2 if plan.quick else None]
     targets: list[Target] = []
     missing: dict[str, str] = {}
     try:
@@ -89,9 +104,11 @@ def _start(plan: Plan, place: str, directory: Path, stack: ExitStack) -> tuple[S
     for name in names:
         try:
             targets.append(stack.enter_context(start(name)))
-        except TargetMissing as error:
+        except (TargetMissing, TargetFailed) as error:
+            if name == FUSECACHE and isinstance(error, TargetFailed):
+                raise
             missing[name] = str(error)
-            say(f"{name} takes no part: {error}")
+            say(f"{name} takes no part in {place}: {error}")
     return targets, missing
 
 
@@ -120,11 +137,28 @@ def _rounds(plan: Plan, workload: Workload, targets: Sequence[Target]) -> Iterat
 
 
 def _measured(target: Target, workload: Workload, seconds: float, seed: int) -> Sample:
-    target.settle(workload.filled)
+    target.settle(workload.before)
+    if workload.drained and target.write_back is not None:
+        return _drained(target, target.write_back, workload, seed)
+    seconds = max(seconds, workload.seconds)
     before = target.cpu_seconds()
     job = fio.measure(target.load, workload, seconds=seconds, seed=seed, environment=target.environment)
     after = target.cpu_seconds()
-    return fio.sample_of(job, after - before if before is not None and after is not None else None)
+    # What comes before the measurement takes CPU time, too, and fio does not count its requests.
+    if before is None or after is None or workload.ramp:
+        return fio.sample_of(job, None)
+    return fio.sample_of(job, after - before)
+
+
+def _drained(target: Target, write_back: Callable[[], object], workload: Workload, seed: int) -> Sample:
+    """Have the log filled, and measure how fast it is emptied."""
+    fio.measure(target.load, workload, seconds=0, seed=seed, environment=target.environment)
+    before, start = target.cpu_seconds(), time.perf_counter()
+    write_back()
+    took, after = time.perf_counter() - start, target.cpu_seconds()
+    cpu = (after - before) / workload.drained * 1e6 if before is not None and after is not None else None
+    iops = workload.drained / took
+    return Sample(iops, iops * workload.block / (1 << 20), None, None, cpu)
 
 
 def say(line: str) -> None:

@@ -3,6 +3,7 @@
 Owns how a mount starts and ends. Nothing imports it but the command line.
 """
 
+import gc
 import logging
 import os
 import resource
@@ -11,7 +12,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -21,8 +21,9 @@ import trio
 
 from fusecache.api.backend import Backend
 from fusecache.api.completions import Completions
-from fusecache.api.layer import Emit
+from fusecache.api.file_sync import FileSync
 from fusecache.backends import open_backend
+from fusecache.backends.file_sync import open_file_sync
 from fusecache.config.schema import Config, MountConfig
 from fusecache.control.files import Ownership
 from fusecache.control.hops import hops_of
@@ -36,12 +37,12 @@ from fusecache.images.files import FilePolicy, RootDirectory, image_inode
 from fusecache.images.image import Image
 from fusecache.images.registry import Registry
 from fusecache.metrics.events import EventLog
-from fusecache.metrics.export import prometheus_text
-from fusecache.metrics.registry import Sources, make_registry
+from fusecache.metrics.registry import Sources, scrape
 from fusecache.stack.assemble import Stack
 from fusecache.stack.assemble import open_stack as assemble_stack
 from fusecache.stack.drop import drop_layer
 from fusecache.stack.link import Op
+from fusecache.state.full_report import FullReport
 from fusecache.state.store import MountRecord, StateStore
 
 log = logging.getLogger(__name__)
@@ -157,12 +158,13 @@ async def _serve(config: Config, mountpoint: Path, ending: _Ending, ready: Calla
     store = StateStore(config.mount.state_dir)
     async with (
         _completions() as completions,
+        open_file_sync(completions) as file_sync,
         open_backend(config.backend, completions, events.emit) as backend,
         trio.open_nursery() as nursery,
     ):
         record = MountRecord(str(path), os.getpid(), str(config.path), time.time(), backend.description)
-        report = _FullReport(store, record, events.emit, nursery)
-        parts = _Parts(config, path, backend, store, completions, events, nursery)
+        report = FullReport(store, record, events.emit, nursery)
+        parts = _Parts(config, path, backend, store, completions, file_sync, events, nursery)
         async with mounted(
             path,
             parts.root,
@@ -175,6 +177,9 @@ async def _serve(config: Config, mountpoint: Path, ending: _Ending, ready: Calla
             ending.mounted = True
             ending.abandon = session.abandon
             store.write_mount_record(record)
+            # What is there by now lasts as long as the mount: requests should not wait for it to be looked through.
+            gc.collect()
+            gc.freeze()
             try:
                 events.emit("mounted", f"{backend.description} at {path}")
                 await _until_ended(session, path, ending, ready)
@@ -195,11 +200,16 @@ class _Parts:
         backend: Backend,
         store: StateStore,
         completions: Completions,
+        file_sync: FileSync,
         events: EventLog,
         nursery: trio.Nursery,
     ) -> None:
         self._session: Session | None = None
         self._policy = _policy(config.mount)
+        self._stack_for = config.stack_for
+        self._drop = partial(
+            drop_layer, backend=backend, store=store, emit=events.emit, guard=config.mount.guard, mountpoint=str(path)
+        )
         self.registry = Registry(
             backend,
             open_stack=lambda name: assemble_stack(
@@ -208,11 +218,12 @@ class _Parts:
                 configured=config.stack_for(name),
                 store=store,
                 completions=completions,
+                file_sync=file_sync,
                 emit=events.emit,
                 mountpoint=str(path),
                 guard=config.mount.guard,
             ),
-            drop_layer=partial(_drop_layer, config, str(path), backend, store, events.emit),
+            drop_layer=self._drop_layer,
             stack_for=config.stack_for,
             nursery=nursery,
             release_after=config.mount.release_after,
@@ -224,12 +235,11 @@ class _Parts:
             version=version("fusecache"),
             backend=config.backend.type,
             operations=tuple(Op),
-            hops=lambda: hops_of(self.registry.all_open(), config.backend.type),
+            hops=lambda: hops_of(self.registry, config.backend.type),
             open_images=lambda: len(self.registry.all_open()),
             running_commands=lambda: len(self._control.runner.running),
             slots_in_use=lambda: self._session.channel.memory.in_use if self._session is not None else 0,
         )
-        metrics = make_registry(sources)
         self._control = ControlTree(
             self.registry,
             nursery,
@@ -237,7 +247,7 @@ class _Parts:
             mount=MountInfo(sources.version, os.getpid(), str(path), backend.description),
             owner=Ownership(self._policy.uid, self._policy.gid, config.mount.control_group, time.time_ns()),
             events=events,
-            metrics=lambda: prometheus_text(metrics),
+            metrics=partial(scrape, sources),
             control_wait=config.mount.control_wait,
         )
 
@@ -249,26 +259,13 @@ class _Parts:
     def _apply_rates(self, image: Image) -> None:
         self._control.rates.apply(image)
 
+    async def _drop_layer(self, name: str, index: int, dirty: bool, torn: bool) -> None:
+        configured = self._stack_for(name)
+        await self._drop(name=name, configured=configured, index=index, dirty=dirty, torn=torn, take_over=dirty)
+
     def _invalidate(self, image: Image) -> None:
         if self._session is not None:
             self._session.notifier.invalidate(image_inode(image.info.key))
-
-
-async def _drop_layer(
-    config: Config, mountpoint: str, backend: Backend, store: StateStore, emit: Emit, name: str, index: int, dirty: bool
-) -> None:
-    await drop_layer(
-        backend=backend,
-        name=name,
-        configured=config.stack_for(name),
-        store=store,
-        index=index,
-        emit=emit,
-        dirty=dirty,
-        take_over=dirty,
-        guard=config.mount.guard,
-        mountpoint=mountpoint,
-    )
 
 
 @asynccontextmanager
@@ -281,6 +278,7 @@ async def open_stack(config: Config, image: str) -> AsyncIterator[Stack]:
     store = StateStore(config.mount.state_dir)
     async with (
         _completions() as completions,
+        open_file_sync(completions) as file_sync,
         open_backend(config.backend, completions, log_event) as backend,
         assemble_stack(
             backend=backend,
@@ -288,6 +286,7 @@ async def open_stack(config: Config, image: str) -> AsyncIterator[Stack]:
             configured=config.stack_for(image),
             store=store,
             completions=completions,
+            file_sync=file_sync,
             emit=log_event,
             guard=config.mount.guard,
         ) as stack,
@@ -320,49 +319,6 @@ def _policy(mount: MountConfig) -> FilePolicy:
         remove=mount.remove,
         resize=mount.resize,
     )
-
-
-class _FullReport:
-    """Says in the mount's record whether all request slots are taken; written by a thread, the latest state only."""
-
-    def __init__(self, store: StateStore, record: MountRecord, emit: Emit, nursery: trio.Nursery) -> None:
-        self._store = store
-        self._record = record
-        self._emit = emit
-        self._nursery = nursery
-        self._full = False
-        self._writing = False
-        self._removed = False
-
-    def __call__(self, full: bool) -> None:
-        self._full = full
-        if full:
-            self._emit("slots-full", "all request slots are taken; reading no further requests until one is answered")
-        if not self._writing and not self._removed:
-            self._writing = True
-            self._nursery.start_soon(self._write)
-
-    def remove(self) -> None:
-        """Remove the record; once a thread that is writing it has ended, where there is one."""
-        self._removed = True
-        if not self._writing:
-            self._store.remove_mount_record(self._record.mountpoint)
-
-    async def _write(self) -> None:
-        written: bool | None = None
-        write = self._store.write_mount_record
-        try:
-            while written is not self._full and not self._removed:
-                written = self._full
-                try:
-                    await trio.to_thread.run_sync(write, replace(self._record, slots_full=written))
-                except OSError as error:
-                    # A full disk under the state directory is no reason to stop serving.
-                    log.warning("the mount's record is not up to date: %s", error)
-        finally:
-            self._writing = False
-            if self._removed:
-                self.remove()
 
 
 async def _until_ended(session: Session, path: Path, ending: _Ending, ready: Callable[[], None]) -> None:

@@ -6,6 +6,7 @@ Layer distributions import this package (and ``fusecache.testing`` in their test
 from fusecache.api.backend import Backend, BackendImage, Claim, ImageInfo, ImageRecord
 from fusecache.api.completions import Completions
 from fusecache.api.errors import FusecacheError, errno_of
+from fusecache.api.file_sync import FileSync
 from fusecache.api.identity import Identity
 from fusecache.api.inspection import Inspection
 from fusecache.api.layer import (
@@ -50,6 +51,7 @@ __all__ = [
     "Emit",
     "Extent",
     "ExtentKind",
+    "FileSync",
     "FusecacheError",
     "Identity",
     "ImageInfo",

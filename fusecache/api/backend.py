@@ -11,6 +11,7 @@ from typing import Protocol
 
 import trio
 
+from fusecache.api.errors import NotSupported
 from fusecache.api.identity import Identity
 from fusecache.api.volume import Volume
 
@@ -153,6 +154,31 @@ class BackendImage(Volume):
         Raises:
             VolumeReadOnly: the image is not held under its lock (any more).
         """
+
+    async def check_snapshot(self, name: str) -> None:
+        """Raise what :meth:`make_snapshot` would raise for *name* as things are now. Changes nothing."""
+        raise NotSupported("this backend takes no snapshots")
+
+    async def make_snapshot(self, name: str) -> None:
+        """Make a snapshot of the image as it is, durably; :meth:`Backend.lookup` finds it at once.
+
+        It holds every change that was acknowledged before the call. The caller sees to it that none is under way; no
+        layer is asked, so what layers above hold is not in it. Works whether or not the image's guard is on.
+
+        A cancellation, or a backend that does not answer in time, leaves the snapshot made or not; one that is made
+        late is removed again, unless the image has been closed by then.
+
+        Args:
+            name: of the snapshot, not of the file that shows it.
+
+        Raises:
+            NotSupported: the backend has no snapshots.
+            BadCommand: no snapshot of this image can have that name; the message says what is allowed.
+            ImageExists: the image has a snapshot of that name.
+            VolumeReadOnly: the image is not held under its lock (any more).
+            FusecacheError: EIO, the backend did not answer in time.
+        """
+        raise NotSupported("this backend takes no snapshots")
 
 
 class Backend(ABC):

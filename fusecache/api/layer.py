@@ -18,6 +18,7 @@ import trio
 
 from fusecache.api.completions import Completions
 from fusecache.api.errors import NotSupported
+from fusecache.api.file_sync import FileSync
 from fusecache.api.identity import Identity
 from fusecache.api.inspection import Inspection
 from fusecache.api.volume import Volume
@@ -78,6 +79,12 @@ class Layer(Volume):
 
     writeback_rate: int | None = None
 
+    @property
+    def torn(self) -> bool:
+        """Whether the level below is, at this instant, between two points of the order in which the layer writes back:
+        without the rest, which the layer holds, it is what no disk would be after loss of power."""
+        return False
+
     @abstractmethod
     async def writeback(self) -> None:
         """Write to the level below everything that was dirty at the call, and flush the level below.
@@ -118,10 +125,14 @@ class DirtyMark(Protocol):
             beginning of :meth:`clear`. Changes between the caller's awaits only. **False when the layer is opened
             means that nothing its files hold was ever acknowledged and is not below**: they may be of a crash before
             the mark was durable, or of a time before others changed the image. None of it may be read or written back.
+        is_torn: from the end of a successful :meth:`tear`, or from the opening of a layer that was left so, to the
+            beginning of :meth:`mend` or :meth:`clear`. Set only while *is_set* is.
     """
 
     @property
     def is_set(self) -> bool: ...
+    @property
+    def is_torn(self) -> bool: ...
 
     async def set(self) -> None:
         """Return when the mark is durable; at once where it is set already.
@@ -150,6 +161,32 @@ class DirtyMark(Protocol):
             FusecacheError, OSError: the record or the manifest cannot be written.
         """
 
+    async def tear(self) -> None:
+        """Return when it is durable that the level below may be torn (see :attr:`Layer.torn`); at once if it is.
+
+        To be called, with the mark set, before the first byte goes below of what must go there as a whole. From then
+        on a discard of the layer's dirty data, also one on another host or without the plugin, is refused unless it
+        says that it takes a torn level below.
+
+        A cancellation, or an error, leaves it durably so or not, and not torn in the eyes of the layer.
+
+        Raises:
+            VolumeReadOnly: the image's lock is not ours any more.
+            FusecacheError, OSError: the manifest or the record cannot be written.
+        """
+
+    async def mend(self) -> None:
+        """Return when it is durable that the level below is not torn; at once if it is not.
+
+        To be called soon after the last of such a whole is durable below. :attr:`is_torn` is False from the call on.
+
+        A cancellation, or an error, leaves it durably so or not, and not torn in the eyes of the layer.
+
+        Raises:
+            VolumeReadOnly: the image's lock is not ours any more.
+            FusecacheError, OSError: the record or the manifest cannot be written.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class LayerContext:
@@ -164,6 +201,7 @@ class LayerContext:
         epoch: the image's epoch; goes into everything durable.
         nursery: the open image's nursery; a crash of a task in it closes this image and no other.
         completions: brings results of threads back to the loop.
+        file_sync: makes the layer's files durable.
         emit: records an event.
         dirty: the layer's mark; only a layer of a plugin that ``writes_back`` uses it.
     """
@@ -176,6 +214,7 @@ class LayerContext:
     epoch: int
     nursery: trio.Nursery
     completions: Completions
+    file_sync: FileSync
     emit: Emit
     dirty: DirtyMark
 

@@ -52,7 +52,7 @@ async def open_backend(config: "DirectoryConfig", completions: Completions, emit
     # The one call that has no thread yet to wait on.
     directory = await trio.to_thread.run_sync(os.open, path, _DIRECTORY_FLAGS)
     pool = WorkerPool(completions, name="directory")
-    ring = open_ring(completions, near=True)
+    ring = open_ring(completions)
     try:
         yield DirectoryBackend(directory, path, pool, ring, emit, direct=config.direct)
     finally:

@@ -1,4 +1,4 @@
-"""On which CPUs the kernel's threads work for a ring of ours.
+"""On which CPUs the kernel's threads work for the rings of a thread of ours.
 
 Owns their placement. It must not know rings or requests.
 
@@ -9,6 +9,7 @@ of speed only: every refusal is passed over.
 """
 
 import os
+import threading
 from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Final
@@ -18,33 +19,42 @@ _WORKERS: Final = "iou-wrk"
 """How the names of the kernel's threads begin."""
 
 
+PlaceNew = Callable[[bytes], None]
+"""Has threads started from now on run on a CPU mask, whose lowest bit is CPU 0."""
+
+_local = threading.local()
+
+
+def placement_of_this_thread() -> "Placement":
+    """Return the placement of the threads that work for the calling thread; one, however many rings it has."""
+    placement: Placement | None = getattr(_local, "placement", None)
+    if placement is None:
+        placement = _local.placement = Placement()
+    return placement
+
+
 class Placement:
-    """The placement of the threads that work for the calling thread, which is always the same one.
+    """See :func:`placement_of_this_thread`; to be used by that thread only."""
 
-    Args:
-        place_new: has threads started from now on run on a CPU mask, whose lowest bit is CPU 0.
-    """
-
-    def __init__(self, place_new: Callable[[bytes], None]) -> None:
-        self._place_new = place_new
+    def __init__(self) -> None:
         self._anywhere = frozenset(os.sched_getaffinity(0))
         self._cpus: Set[int] = frozenset()
         self._known: dict[Path, bool] = {}
 
-    def near(self, cpu: int) -> None:
+    def near(self, cpu: int, place_new: PlaceNew) -> None:
         """Have all work done on *cpu*."""
         if self._cpus != {cpu}:
-            self._place({cpu})
+            self._place({cpu}, place_new)
 
-    def anywhere(self) -> None:
+    def anywhere(self, place_new: PlaceNew) -> None:
         """Have work done on any CPU that the process may use."""
         if self._cpus is not self._anywhere:
-            self._place(self._anywhere)
+            self._place(self._anywhere, place_new)
 
-    def _place(self, cpus: Set[int]) -> None:
+    def _place(self, cpus: Set[int], place_new: PlaceNew) -> None:
         self._cpus = cpus
         mask = sum(1 << cpu for cpu in cpus)
-        self._place_new(mask.to_bytes(max(cpus) // 64 * 8 + 8, "little"))
+        place_new(mask.to_bytes(max(cpus) // 64 * 8 + 8, "little"))
         for thread in self._workers():
             try:
                 os.sched_setaffinity(thread, cpus)

@@ -1,4 +1,4 @@
-"""Reads and writes of files by the kernel's own threads, through io_uring.
+"""Reads, writes and syncs of files by the kernel's own threads, through io_uring.
 
 Owns one ring: how requests get into it and results out. It must not know images or what a result means.
 
@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from fusecache.api import Completions
-from fusecache.backends.placement import Placement
+from fusecache.backends.placement import placement_of_this_thread
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,8 @@ _SETUP, _ENTER, _REGISTER = 425, 426, 427
 _REGISTER_EVENTFD = 4
 _REGISTER_IOWQ_AFF = 17
 _REGISTER_IOWQ_MAX_WORKERS = 19
-_OP_READ, _OP_WRITE = 22, 23
+_OP_FSYNC, _OP_READ, _OP_WRITE = 3, 22, 23
+_FSYNC_DATASYNC = 1
 _OFF_SQES = 0x10000000
 _FEAT_SINGLE_MMAP = 1
 _SQE_ASYNC = 1 << 4
@@ -62,16 +63,12 @@ _syscall = _libc.syscall
 _current_cpu: Callable[[], int] = _libc.sched_getcpu
 
 
-def open_ring(completions: Completions, *, near: bool = False) -> "Ring | None":
-    """Return a ring, or None where this machine or its kernel has none for us.
-
-    Args:
-        near: have requests that come one by one done on the loop's CPU: waking another one takes longer than most.
-    """
+def open_ring(completions: Completions) -> "Ring | None":
+    """Return a ring, or None where this machine or its kernel has none for us."""
     if platform.machine() != "x86_64":
         return None
     try:
-        return Ring(completions, near=near)
+        return Ring(completions)
     except OSError as error:
         log.info("io_uring is not available, threads are used instead: %s", error)
         return None
@@ -80,13 +77,15 @@ def open_ring(completions: Completions, *, near: bool = False) -> "Ring | None":
 class Ring:
     """A ring; a :class:`fusecache.api.completions.Source` of results.
 
+    Requests that come one by one are done on the loop's CPU: waking another one takes longer than most.
+
     All methods belong to the loop's thread.
 
     Raises:
         OSError: the kernel refuses.
     """
 
-    def __init__(self, completions: Completions, *, near: bool = False) -> None:
+    def __init__(self, completions: Completions) -> None:
         self._fd, parameters = _set_up()
         try:
             self._map(parameters)
@@ -97,7 +96,7 @@ class Ring:
             os.close(self._fd)
             raise
         self._completions = completions
-        self._placement = Placement(self._place_new) if near else None
+        self._placement = placement_of_this_thread()
         self._alone = 0
         self._requests: dict[int, tuple[RingDone, Any]] = {}
         self._next = 0
@@ -130,6 +129,11 @@ class Ring:
         """Nothing can be submitted until results have been collected."""
         return len(self._requests) > self._sq_mask
 
+    @property
+    def crowded(self) -> bool:
+        """The kernel's threads, which are the same for all rings of a thread of ours, may all be stuck."""
+        return self._completions.detached >= _WORKERS
+
     def close(self) -> None:
         """Close the ring; one with requests that hang in the kernel is left as it is, until the process ends."""
         self._completions.remove_source(self)
@@ -151,55 +155,85 @@ class Ring:
         """Have *data*, of a writable buffer and unchanged meanwhile, written at *offset*; ``done`` is told how much."""
         self._add(_OP_WRITE, fd, offset, ctypes.c_char.from_buffer(data), data.nbytes, done)
 
+    def fdatasync(self, fd: int, done: RingDone) -> None:
+        """Have what has reached *fd* by now made durable; ``done`` is told 0. It is handed over at once.
+
+        Raises:
+            OSError: the kernel does not take it; ``done`` is never called.
+        """
+        self._submit()
+        token = self._put(_OP_FSYNC, 0, fd, 0, None, 0, _FSYNC_DATASYNC, done)
+        self._place()
+        try:
+            self._enter()
+        except OSError:
+            self._forget_unsubmitted()
+            del self._requests[token]
+            self._completions.outstanding -= 1
+            self._completions.detached -= 1
+            raise
+
     def _add(self, operation: int, fd: int, offset: int, buffer: Any, length: int, done: RingDone) -> None:
-        token = self._next = self._next + 1
         alone = self._alone == _ALONE and not self._requests
         flags = _SQE_ASYNC if alone and operation == _OP_WRITE else 0
-        at = (self._tail & self._sq_mask) * _SQE_SIZE
-        _SQE.pack_into(self._sqes, at, operation, flags, 0, fd, offset, ctypes.addressof(buffer), length, 0, token)
-        self._tail = (self._tail + 1) & 0xFFFFFFFF
-        # The buffer's export keeps its memory where it is until the kernel is done with it.
-        self._requests[token] = (done, buffer)
-        self._completions.outstanding += 1
-        self._completions.detached += 1
-        self._unsubmitted += 1
+        self._put(operation, flags, fd, offset, buffer, length, 0, done)
         if alone:
             # There will be nothing to hand over together with it.
             self._submit()
         elif self._unsubmitted == 1:
             self._completions.before_wait(self._submit)
 
-    def _submit(self) -> None:
-        if self._placement is not None:
-            self._place(self._placement)
-        self._words[self._sq_tail] = self._tail
-        try:
-            while self._unsubmitted:
-                self._unsubmitted -= _checked(_syscall(_ENTER, self._fd, self._unsubmitted, 0, 0, None, 0))
-        except OSError as error:
-            self._take_back(error.errno or errno.EIO)
+    def _put(
+        self, operation: int, flags: int, fd: int, offset: int, buffer: Any, length: int, rw_flags: int, done: RingDone
+    ) -> int:
+        token = self._next = self._next + 1
+        at = (self._tail & self._sq_mask) * _SQE_SIZE
+        address = 0 if buffer is None else ctypes.addressof(buffer)
+        _SQE.pack_into(self._sqes, at, operation, flags, 0, fd, offset, address, length, rw_flags, token)
+        self._tail = (self._tail + 1) & 0xFFFFFFFF
+        # The buffer's export keeps its memory where it is until the kernel is done with it.
+        self._requests[token] = (done, buffer)
+        self._completions.outstanding += 1
+        self._completions.detached += 1
+        self._unsubmitted += 1
+        return token
 
-    def _place(self, placement: Placement) -> None:
+    def _submit(self) -> None:
+        if not self._unsubmitted:
+            return
+        self._place()
+        try:
+            self._enter()
+        except OSError as error:
+            number = error.errno or errno.EIO
+            for token in self._forget_unsubmitted():
+                self._end(token, -number)
+
+    def _enter(self) -> None:
+        self._words[self._sq_tail] = self._tail
+        while self._unsubmitted:
+            self._unsubmitted -= _checked(_syscall(_ENTER, self._fd, self._unsubmitted, 0, 0, None, 0))
+
+    def _place(self) -> None:
         # Moving the kernel's threads costs as much as a request, so one that is alone by chance does not.
-        if len(self._requests) > 1:
+        if self._completions.detached > 1:
             self._alone = 0
-            placement.anywhere()
+            self._placement.anywhere(self._place_new)
         elif self._alone < _ALONE:
             self._alone += 1
         elif not self._next % _STAYS:
-            placement.near(_current_cpu())
+            self._placement.near(_current_cpu(), self._place_new)
 
     def _place_new(self, mask: bytes) -> None:
         _syscall(_REGISTER, self._fd, _REGISTER_IOWQ_AFF, mask, len(mask))
 
-    def _take_back(self, number: int) -> None:
-        """End the requests that the kernel did not take with an errno."""
+    def _forget_unsubmitted(self) -> range:
+        """Take back what the kernel did not take; return its tokens."""
         tokens = range(self._next - self._unsubmitted + 1, self._next + 1)
         self._tail = (self._tail - self._unsubmitted) & 0xFFFFFFFF
         self._words[self._sq_tail] = self._tail
         self._unsubmitted = 0
-        for token in tokens:
-            self._end(token, -number)
+        return tokens
 
     def collect(self) -> int:
         words, head = self._words, self._head

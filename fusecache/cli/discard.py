@@ -17,26 +17,30 @@ from fusecache.metrics.text import printable
 @click.argument("image")
 @click.option("--layer", type=click.IntRange(min=0), required=True, help="The index of the layer.")
 @click.option("--dirty", is_flag=True, help="Drop dirty data too: it is lost.")
+@click.option("--torn", is_flag=True, help="With --dirty: even if the level below is left with a part of a group.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def command(target: Path, image: str, layer: int, dirty: bool, yes: bool) -> None:
+def command(target: Path, image: str, layer: int, dirty: bool, torn: bool, yes: bool) -> None:
     """Drop the content of one layer of IMAGE, mounted or not, with the layer's plugin or without.
 
     A layer that is dirty is refused with exit code 3, unless --dirty is given; with --dirty, one that lies under
-    dirty layers is: discard those first.
+    dirty layers is: discard those first. So is a layer that is in the middle of writing back a group of writes, unless
+    --torn is given: what is below then has some of the group, and file systems on it may be beyond repair.
     """
+    if torn and not dirty:
+        raise click.UsageError("--torn without --dirty")
     place = mount_or_config(target)
     if dirty and not yes:
         _ask(image, layer)
     if isinstance(place, Mounted):
-        place.discard(image, layer, dirty=dirty)
+        place.discard(image, layer, dirty=dirty, torn=torn)
         return
     try:
-        offline.drop(place, image, layer, dirty=dirty)
+        offline.drop(place, image, layer, dirty=dirty, torn=torn)
     except ImageBusy:
         mount = holder_of(place, image)
         if mount is None:
             raise
-        mount.discard(image, layer, dirty=dirty)
+        mount.discard(image, layer, dirty=dirty, torn=torn)
 
 
 def _ask(image: str, layer: int) -> None:

@@ -149,13 +149,13 @@ class Mounted:
         if ending.failed:
             raise Failure(f"{title}: not written back: {ending.reason}")
 
-    def discard(self, image: str, layer: int, *, dirty: bool) -> None:
-        """Drop a layer's content, with its dirty data if *dirty*.
+    def discard(self, image: str, layer: int, *, dirty: bool, torn: bool) -> None:
+        """Drop a layer's content, with its dirty data if *dirty*, even if the level below is torn if *torn*.
 
         Raises:
             Failure: with the mount's reason; exit code 3 where data would have been lost.
         """
-        text = f"{layer} dirty" if dirty else str(layer)
+        text = f"{layer}{' dirty' if dirty else ''}{' torn' if torn else ''}"
         ending = self._command(image, "discard", text, f"discarding layer {layer} of {printable(image)}")
         if ending.failed:
             code = EXIT_DATA_LOSS if ending.refused else EXIT_FAILED

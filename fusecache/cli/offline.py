@@ -67,8 +67,9 @@ def writeback(config: Config, image: str, layer: int | None) -> None:
     _run(written_back)
 
 
-def drop(config: Config, image: str, layer: int, *, dirty: bool) -> None:
-    """Drop a layer's content, with its dirty data if *dirty*, whether or not the layer could be opened.
+def drop(config: Config, image: str, layer: int, *, dirty: bool, torn: bool) -> None:
+    """Drop a layer's content, with its dirty data if *dirty*, whether or not the layer could be opened; even if the
+    level below is torn if *torn*.
 
     Raises:
         ImageBusy: another process has the image open.
@@ -87,6 +88,7 @@ def drop(config: Config, image: str, layer: int, *, dirty: bool) -> None:
                 index=layer,
                 emit=log_event,
                 dirty=dirty,
+                torn=torn,
                 take_over=dirty,
                 guard=config.mount.guard,
             )

@@ -74,6 +74,7 @@ def image_row(image: Json) -> Sequence[str]:
     """Return the cells of one image's object of ``status.json``."""
     layers: Sequence[Json] = image["layers"]
     ages = [layer["oldest_dirty_seconds"] for layer in layers if layer["oldest_dirty_seconds"] is not None]
+    dirty = [layer["dirty_bytes"] for layer in layers]
     replicas = [str(replica.get("state", "?")) for layer in layers for replica in layer["replicas"]]
     return (
         image["name"],
@@ -81,7 +82,7 @@ def image_row(image: Json) -> Sequence[str]:
         "yes" if image["open"] else "no",
         image["state"],
         " ".join(f"{layer['index']}:{layer['plugin']}" for layer in reversed(layers)) or "-",
-        format_size(sum(layer["dirty_bytes"] for layer in layers)),
+        "?" if None in dirty else format_size(sum(dirty)),
         f"{max(ages):.0f}s" if ages else "-",
         _hit_rate(layers),
         ", ".join(replicas) or "-",

@@ -17,7 +17,6 @@ from fusecache.api.errors import (
     ImageBusy,
     ImageGone,
     ImageNotFound,
-    NotSupported,
     PluginMissing,
     errno_of,
 )
@@ -112,9 +111,10 @@ class Executor:
             BadCommand: it names a layer that the image does not have.
             ImageGone: the image's name is another one's by now.
             ImageBusy: dirty data would be dropped under somebody who has the file open for writing.
-            LayerDirty: a discard would lose dirty data.
+            LayerDirty: a discard would lose dirty data, or leave the level below torn.
             PluginMissing: the image was opened without the layer.
             NotSupported: a snapshot, of a backend that has none.
+            ImageExists: the image has a snapshot of that name.
             FusecacheError: what opening the image, the layer or the backend raises.
         """
         await self._check_layer(info, command)
@@ -122,11 +122,12 @@ class Executor:
             case Flush(layer):
                 async with self._using(info) as image:
                     await image.writeback(layer)
-            case Discard(layer, dirty):
+            case Discard(layer, dirty, torn):
                 # An image that is not open is not opened for it: what keeps it closed may be just this layer.
-                await self._service.drop_layer(info, layer, dirty=dirty)
-            case Snapshot():
-                raise NotSupported(f"image {info.name!r}: its backend takes no snapshots")
+                await self._service.drop_layer(info, layer, dirty=dirty, torn=torn)
+            case Snapshot(name):
+                async with self._using(info) as image:
+                    await image.snapshot(name)
             case SetRate(layer, rate):
                 self._set_rate(info, layer, rate)
 

@@ -4,28 +4,34 @@ Owns how a control file behaves as a file. It must not know what a report says, 
 there are.
 
 Control files are direct I/O. Each report is made when it is opened, and stays what it is until the file is closed.
+Making one never keeps the loop from other tasks for long, and neither does reading it: it is kept in pieces.
 """
 
 import errno
 import logging
 import os
 import stat
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from itertools import accumulate
+from typing import Final, TypeAlias
 
 from fusecache.api.errors import FusecacheError, ImageNotFound
 from fusecache.api.volume import PENDING, Attempt, Buffers, Done, ReadDone
 from fusecache.control.inodes import command_inode, report_inode
 from fusecache.control.runner import CommandRunner, Target
+from fusecache.control.turns import in_turns
 from fusecache.images.node import Attributes, DirectoryNode, FileNode, Node, OpenFile
 
 log = logging.getLogger(__name__)
 
-Report: TypeAlias = Callable[[], Awaitable[str]]
-"""Makes a report's content."""
+Report: TypeAlias = Callable[[], Awaitable[Iterable[str]]]
+"""Makes a report's content, in pieces of any length: between two of them other tasks may have their turn."""
 
 _CACHED_SECONDS = 1.0
+_PIECE: Final = 1 << 16
+"""Bytes of a piece that is kept, at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +72,22 @@ class Ownership:
 class _OpenReport(OpenFile):
     direct = True
 
-    def __init__(self, content: bytes) -> None:
-        self._content = content
+    def __init__(self, pieces: Sequence[bytes]) -> None:
+        self._pieces = pieces
+        self._starts = [0, *accumulate(map(len, pieces))]
 
     @property
     def end(self) -> int:
-        return len(self._content)
+        return self._starts[-1]
 
     def read(self, offset: int, length: int, done: ReadDone) -> Buffers | Attempt:
-        return (self._content[offset : offset + length],)
+        number = bisect_right(self._starts, offset) - 1
+        buffers = []
+        while length:
+            within = offset - self._starts[number]
+            buffers.append(self._pieces[number][within : within + length])
+            offset, length, number = offset + len(buffers[-1]), length - len(buffers[-1]), number + 1
+        return tuple(buffers)
 
     async def resize(self, size: int) -> None:
         """Succeed without effect, as truncation by name does."""
@@ -86,8 +99,8 @@ class _OpenReport(OpenFile):
 class _OpenCommand(_OpenReport):
     interruptible_writes = True
 
-    def __init__(self, content: bytes, runner: CommandRunner, target: Target) -> None:
-        super().__init__(content)
+    def __init__(self, pieces: Sequence[bytes], runner: CommandRunner, target: Target) -> None:
+        super().__init__(pieces)
         self._runner = runner
         self._target = target
 
@@ -138,18 +151,33 @@ class CommandNode(_ControlFile):
     async def open(self, flags: int) -> OpenFile:
         # A writer gets no report made, which might fail or take time.
         to_read = flags & os.O_ACCMODE != os.O_WRONLY
-        content = await _content(self._path, self._report) if to_read else b""
-        return _OpenCommand(content, self._runner, self._target)
+        pieces = await _content(self._path, self._report) if to_read else ()
+        return _OpenCommand(pieces, self._runner, self._target)
 
 
-async def _content(path: Sequence[str], report: Report) -> bytes:
+async def _content(path: Sequence[str], report: Report) -> Sequence[bytes]:
     try:
-        return (await report()).encode("utf-8", "backslashreplace")
+        return [piece for piece in await in_turns(_encoded(await report())) if piece]
     except (FusecacheError, OSError):
         raise
     except Exception as error:
         log.exception("control file %s cannot be made", "/".join(path))
         raise OSError(errno.EIO, "the report failed") from error
+
+
+def _encoded(pieces: Iterable[str]) -> Iterator[bytes]:
+    """Yield larger pieces, encoded; where one is not full yet, nothing."""
+    waiting: list[str] = []
+    length = 0
+    for piece in pieces:
+        waiting.append(piece)
+        length += len(piece)
+        if length >= _PIECE:
+            yield "".join(waiting).encode("utf-8", "backslashreplace")
+            waiting, length = [], 0
+        else:
+            yield b""
+    yield "".join(waiting).encode("utf-8", "backslashreplace")
 
 
 class ControlDirectory(DirectoryNode):

@@ -35,10 +35,12 @@ class Left:
     Attributes:
         manifest: its stack, and which layers are dirty.
         state: of the dirty layers: dirty; or fenced, where the image has gone on without them.
+        dirty_bytes: of each layer that had some when it was closed; None where that is not known.
     """
 
     manifest: Manifest
     state: LayerState
+    dirty_bytes: Mapping[int, int] | None = None
 
 
 class LeftDirty:
@@ -96,7 +98,7 @@ class LeftDirty:
                 log.debug("image %r, which was left dirty, is not found: %s", image.name, error)
                 continue
             if state is not None:
-                found[info.key] = Left(image.manifest, state)
+                found[info.key] = Left(image.manifest, state, image.dirty_bytes)
         return found
 
     def _manifests(self) -> tuple[str, Sequence[DirtyImage]]:

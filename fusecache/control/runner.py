@@ -22,7 +22,7 @@ from fusecache.api.backend import ImageInfo
 from fusecache.api.errors import BadCommand, FusecacheError, LayerDirty
 from fusecache.api.layer import Emit
 from fusecache.api.volume import Done
-from fusecache.control.commands import Command, CommandFile, Flush, parse
+from fusecache.control.commands import Command, CommandFile, Flush, Snapshot, parse
 from fusecache.control.execute import Executor
 from fusecache.control.progress import IDLE, Written, progress_line, written_by
 from fusecache.control.service import ImageService
@@ -120,15 +120,17 @@ class CommandRunner:
         """Return why the last failed command on an image failed; empty where none has."""
         return self._last_errors.get(info.key, "")
 
-    def progress(self, info: ImageInfo | None) -> str:
-        """Return how far the oldest flush that concerns an image, or with None any image, has come; or ``idle``."""
+    def progress(self, info: ImageInfo | None, kind: type[Flush | Snapshot] = Flush) -> str:
+        """Return how far the oldest flush, or what else *kind* says, that concerns an image, or with None any image,
+        has come in writing back; or ``idle``."""
         for running in self.running:
-            image = running.target.image
-            if isinstance(running.command, Flush) and (info is None or image is None or image.key == info.key):
+            image, command = running.target.image, running.command
+            if isinstance(command, kind) and (info is None or image is None or image.key == info.key):
                 key = info.key if info is not None else image.key if image is not None else None
                 images = [opened for opened in self._service.all_open() if key in (None, opened.info.key)]
                 elapsed = trio.current_time() - running.clock
-                return progress_line(images, running.command.layer, running.written, elapsed)
+                layer = command.layer if isinstance(command, Flush) else None
+                return progress_line(images, layer, running.written, elapsed)
         return IDLE
 
     async def _run(self, running: Running) -> None:

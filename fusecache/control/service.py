@@ -39,6 +39,14 @@ class OpenImage(Protocol):
     async def writeback(self, index: int | None) -> None:
         """Write a layer's dirty data to the level below; with None, everything down into the backend."""
 
+    async def snapshot(self, name: str) -> None:
+        """Write everything back and have the backend make a snapshot of that name.
+
+        Raises:
+            NotSupported, BadCommand, ImageExists: see :meth:`fusecache.api.BackendImage.make_snapshot`.
+            FusecacheError, OSError: a write-back failed; there is no snapshot.
+        """
+
 
 class ImageService(Protocol):
     """All images of a mount."""
@@ -58,9 +66,9 @@ class ImageService(Protocol):
     def using(self, name: str) -> AbstractAsyncContextManager[OpenImage]:
         """Keep an image open for the length of a block, opening it if need be."""
 
-    async def drop_layer(self, info: ImageInfo, index: int, *, dirty: bool) -> None:
+    async def drop_layer(self, info: ImageInfo, index: int, *, dirty: bool, torn: bool = False) -> None:
         """Drop a layer's content, open or not, with its plugin or without; LayerDirty where that would lose data and
-        *dirty* is false."""
+        *dirty* is false, or leave the level below torn and *torn* is false."""
 
     def configured(self, name: str) -> StackConfig | None:
         """Return what the configuration says of the image's stack; None is no layers."""

@@ -16,6 +16,7 @@ from fusecache.control.listing import Listing
 from fusecache.control.rates import WritebackRates
 from fusecache.control.runner import Running
 from fusecache.control.service import ImageService
+from fusecache.control.turns import in_turns
 from fusecache.control.view import LayerView, layers_of, worst_state
 from fusecache.metrics.events import timestamp
 
@@ -60,21 +61,23 @@ class StatusSource:
         """Return the whole mount's object.
 
         Its key ``complete`` is false while the backend does not list its images: then images that are not open may be
-        missing from ``images``.
+        missing from ``images``. Each image's figures are of one moment, but not all of the same.
         """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._left.look)
             listed, complete = await self._listing.latest()
         infos = {info.key: info for info in listed}
         for image in self._service.all_open():
-            infos.setdefault(image.info.key, replace(image.info, name=image.name))
+            if image.info.key not in infos:
+                infos[image.info.key] = replace(image.info, name=image.name)
+        ordered = sorted(infos.values(), key=lambda info: info.name)
         return {
             "version": self._mount.version,
             "pid": self._mount.pid,
             "mountpoint": self._mount.mountpoint,
             "backend": self._mount.backend,
             "complete": complete,
-            "images": [self._image(info) for info in sorted(infos.values(), key=lambda info: info.name)],
+            "images": await in_turns(map(self._image, ordered)),
             "commands": [_command(running) for running in self._running],
         }
 
@@ -108,7 +111,7 @@ def _layer(view: LayerView) -> Json:
         "index": view.index,
         "plugin": view.plugin,
         "state": status.state.value,
-        "dirty_bytes": status.dirty_bytes,
+        "dirty_bytes": view.dirty_bytes,
         "used_bytes": status.used_bytes,
         "size_bytes": status.size_bytes,
         "oldest_dirty_seconds": status.oldest_dirty_seconds,

@@ -3,7 +3,8 @@
 Owns columns and headings. Pure: it must not know where the figures come from.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
 
 from fusecache.api.units import format_size
 from fusecache.control.status import Json
@@ -13,24 +14,29 @@ _IMAGE_HEAD = ("IMAGE", "SIZE", "OPEN", "STATE")
 _LAYER_HEAD = ("LAYER", "PLUGIN", "STATE", "DIRTY", "USED", "OF", "OLDEST", "HITS", "MISSES", "WRITES", "ERRORS")
 
 
-def mount_text(mount: Json) -> str:
-    """Return the whole mount's status: what it is, its images, the commands under way."""
+def mount_text(mount: Json) -> Iterator[str]:
+    """Yield the whole mount's status: what it is, its images, the commands under way; in pieces, some of them empty."""
     head = [(key, printable(str(mount[key]))) for key in ("version", "pid", "mountpoint", "backend")]
-    parts = [_table(head), _table(_image_rows(mount["images"]))]
-    parts += [notes for notes in [note_lines(mount["images"])] if notes]
+    yield from _table(head)
+    yield "\n"
+    yield from _table(_image_rows(mount["images"]))
+    if notes := note_lines(mount["images"]):
+        yield "\n"
+        yield from (f"{note}\n" for note in notes)
     if not mount["complete"]:
-        parts.append(["The backend does not answer: images that are not open may be missing here."])
+        yield "\nThe backend does not answer: images that are not open may be missing here.\n"
     if mount["commands"]:
         rows = [
             (c["command"], "-" if c["image"] is None else printable(c["image"]), c["since"]) for c in mount["commands"]
         ]
-        parts.append(_table([("COMMAND", "IMAGE", "SINCE"), *rows]))
-    return "\n\n".join("\n".join(part) for part in parts) + "\n"
+        yield "\n"
+        yield from _table([("COMMAND", "IMAGE", "SINCE"), *rows])
 
 
-def image_text(image: Json) -> str:
-    """Return one image's status."""
-    return "\n".join([*_table(_image_rows([image])), *note_lines([image])]) + "\n"
+def image_text(image: Json) -> Iterator[str]:
+    """Yield one image's status, in pieces."""
+    yield from _table(_image_rows([image]))
+    yield from (f"{note}\n" for note in note_lines([image]))
 
 
 def note_lines(images: Iterable[Json]) -> list[str]:
@@ -38,14 +44,13 @@ def note_lines(images: Iterable[Json]) -> list[str]:
     return [f"{printable(image['name'])}: {printable(image['note'])}" for image in images if image["note"]]
 
 
-def _image_rows(images: Iterable[Json]) -> list[Sequence[str]]:
-    rows: list[Sequence[str]] = [_IMAGE_HEAD + _LAYER_HEAD]
+def _image_rows(images: Iterable[Json]) -> Iterator[Sequence[str]]:
+    yield _IMAGE_HEAD + _LAYER_HEAD
     for image in images:
         first = (printable(image["name"]), format_size(image["size"]), _yes(image["open"]), image["state"])
         layers = [_layer_cells(layer) for layer in image["layers"]] or [("-",) * len(_LAYER_HEAD)]
-        rows.append(first + layers[0])
-        rows += [("",) * len(first) + layer for layer in layers[1:]]
-    return rows
+        yield first + layers[0]
+        yield from (("",) * len(first) + layer for layer in layers[1:])
 
 
 def _layer_cells(layer: Json) -> tuple[str, ...]:
@@ -54,7 +59,8 @@ def _layer_cells(layer: Json) -> tuple[str, ...]:
         str(layer["index"]),
         layer["plugin"],
         layer["state"],
-        *(format_size(layer[key]) for key in ("dirty_bytes", "used_bytes", "size_bytes")),
+        "?" if layer["dirty_bytes"] is None else format_size(layer["dirty_bytes"]),
+        *(format_size(layer[key]) for key in ("used_bytes", "size_bytes")),
         "-" if oldest is None else f"{oldest:.0f}s",
         *(str(layer[key]) for key in ("hits", "misses", "writes", "errors")),
     )
@@ -64,6 +70,12 @@ def _yes(value: bool) -> str:
     return "yes" if value else "no"
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+def _table(rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    known: list[Sequence[str]] = []
+    widths: list[int] = []
+    for row in rows:
+        known.append(row)
+        widths = [max(pair) for pair in zip_longest(widths, map(len, row), fillvalue=0)]
+        yield ""
+    for row in known:
+        yield "  ".join(map(str.ljust, row, widths)).rstrip() + "\n"

@@ -5,7 +5,7 @@ how files behave, what commands do, or who serves the directory.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import trio
@@ -13,7 +13,7 @@ import trio
 from fusecache.api.backend import ImageInfo
 from fusecache.api.errors import ImageNotFound
 from fusecache.api.units import format_rate
-from fusecache.control.commands import CommandFile
+from fusecache.control.commands import CommandFile, Snapshot
 from fusecache.control.execute import Executor
 from fusecache.control.files import CommandNode, ControlDirectory, FixedDirectory, Ownership, Report, ReportNode
 from fusecache.control.inodes import ROOT, report_inode
@@ -38,7 +38,7 @@ class ControlTree:
     Args:
         nursery: where commands run; it outlives every file of the directory.
         left: knows the images that are dirty and not open.
-        metrics: returns the metrics' text.
+        metrics: returns the metrics' text, in pieces.
         control_wait: seconds after which the writer of a command gets EINPROGRESS.
 
     Attributes:
@@ -56,7 +56,7 @@ class ControlTree:
         mount: MountInfo,
         owner: Ownership,
         events: EventLog,
-        metrics: Callable[[], str],
+        metrics: Callable[[], Iterable[str]],
         control_wait: float,
     ) -> None:
         self.rates = WritebackRates()
@@ -72,8 +72,8 @@ class ControlTree:
         entries: dict[str, Node] = {
             "flush": self._command(("flush",), Target(CommandFile.FLUSH_ALL), lambda: self.runner.progress(None)),
             "status": self._report(("status",), self._mount_status(mount_text)),
-            "status.json": self._report(("status.json",), self._mount_status(_json_text)),
-            "metrics": self._report(("metrics",), _at_once(metrics)),
+            "status.json": self._report(("status.json",), self._mount_status(_json_pieces)),
+            "metrics": self._report(("metrics",), _in_steps(metrics)),
             "events": self._report(("events",), _at_once(lambda: _lines(events.lines()))),
             _IMAGES: _ImagesDirectory(service, owner, self._image_directory),
         }
@@ -85,14 +85,14 @@ class ControlTree:
     def _command(self, path: tuple[str, ...], target: Target, line: Callable[[], str]) -> Node:
         return CommandNode(path, self._owner, _at_once(lambda: _lines([line()])), self.runner, target)
 
-    def _mount_status(self, render: Callable[[Json], str]) -> Report:
-        async def report() -> str:
+    def _mount_status(self, render: Callable[[Json], Iterable[str]]) -> Report:
+        async def report() -> Iterable[str]:
             return render(await self._status.mount())
 
         return report
 
-    def _image_status(self, info: ImageInfo, render: Callable[[Json], str]) -> Report:
-        async def report() -> str:
+    def _image_status(self, info: ImageInfo, render: Callable[[Json], Iterable[str]]) -> Report:
+        async def report() -> Iterable[str]:
             return render(await self._status.image(info))
 
         return report
@@ -103,11 +103,11 @@ class ControlTree:
         entries: dict[str, Node] = {
             "flush": self._command((*path, "flush"), Target(CommandFile.FLUSH, info), lambda: runner.progress(info)),
             "discard": CommandNode((*path, "discard"), owner, _at_once(str), runner, Target(CommandFile.DISCARD, info)),
-            "snapshot": CommandNode(
-                (*path, "snapshot"), owner, _at_once(str), runner, Target(CommandFile.SNAPSHOT, info)
+            "snapshot": self._command(
+                (*path, "snapshot"), Target(CommandFile.SNAPSHOT, info), lambda: runner.progress(info, Snapshot)
             ),
             "status": self._report((*path, "status"), self._image_status(info, image_text)),
-            "status.json": self._report((*path, "status.json"), self._image_status(info, _json_text)),
+            "status.json": self._report((*path, "status.json"), self._image_status(info, _json_pieces)),
             "last_error": self._report((*path, "last_error"), _at_once(lambda: _lines([runner.last_error(info)]))),
             _LAYERS: FixedDirectory(report_inode(*path, _LAYERS), owner, partial(self._layers, info), lasting=False),
         }
@@ -123,10 +123,10 @@ class ControlTree:
             return lambda: show(self._layer(info, index))
 
         def shown_anew(show: Callable[[LayerView], str]) -> Report:
-            async def report() -> str:
+            async def report() -> Iterable[str]:
                 if self._service.opened(info.name) is None:
                     await self._left.look()
-                return shown(show)()
+                return (shown(show)(),)
 
             return report
 
@@ -173,14 +173,18 @@ def _config_text(view: LayerView) -> str:
 _LAYER_REPORTS: Mapping[str, Callable[[LayerView], str]] = {
     "plugin": lambda view: _lines([view.plugin]),
     "state": lambda view: _lines([view.status.state.value]),
-    "dirty_bytes": lambda view: _lines([str(view.status.dirty_bytes)]),
+    "dirty_bytes": lambda view: _lines(["unknown" if view.dirty_bytes is None else str(view.dirty_bytes)]),
     "size_bytes": lambda view: _lines([str(view.status.size_bytes)]),
     "config": _config_text,
 }
 
 
 def _at_once(make: Callable[[], str]) -> Report:
-    async def report() -> str:
+    return _in_steps(lambda: (make(),))
+
+
+def _in_steps(make: Callable[[], Iterable[str]]) -> Report:
+    async def report() -> Iterable[str]:
         return make()
 
     return report
@@ -190,5 +194,6 @@ def _lines(lines: Sequence[str]) -> str:
     return "".join(f"{line}\n" for line in lines if line)
 
 
-def _json_text(content: Json) -> str:
-    return json.dumps(content, indent=2) + "\n"
+def _json_pieces(content: Json) -> Iterator[str]:
+    yield from json.JSONEncoder(indent=2).iterencode(content)
+    yield "\n"

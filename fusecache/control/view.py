@@ -6,13 +6,13 @@ configuration. Nothing here waits. It must not know how the figures are shown.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fusecache.api.backend import ImageInfo
 from fusecache.api.layer import Layer, LayerState, LayerStatus
 from fusecache.api.units import parse_rate
 from fusecache.config.schema import LayerConfig
-from fusecache.control.left import LeftDirty
+from fusecache.control.left import Left, LeftDirty
 from fusecache.control.rates import WritebackRates
 from fusecache.control.service import ImageService
 from fusecache.stack.assemble import MissingLayer, StackLayer
@@ -29,7 +29,7 @@ class LayerView:
     """One layer of an image.
 
     Attributes:
-        status: figures of the open layer; of one that is not open, its state alone.
+        status: figures of the open layer; of one that is not open, its state, and its dirty bytes where they are known.
         errors: requests that failed at this layer, and errors it counted itself, since it was opened.
         rate: bytes per second that background write-back may take; 0 is a pause, None no limit.
         options: its own options in the configuration.
@@ -45,6 +45,12 @@ class LayerView:
     errors: int = 0
     layer: Layer | None = None
     absent: str = ""
+    dirty_known: bool = True
+
+    @property
+    def dirty_bytes(self) -> int | None:
+        """Bytes that are not durable below; None where the layer is dirty and nobody knows how much."""
+        return self.status.dirty_bytes if self.dirty_known else None
 
 
 def status_of(layer: StackLayer) -> LayerStatus:
@@ -66,7 +72,7 @@ def layers_of(service: ImageService, rates: WritebackRates, left: LeftDirty, inf
     elif dirty is not None:
         # This is the stack that the image will be opened with, whatever is configured.
         views = [
-            _closed_view(layer, rates, info, dirty.state if layer.dirty else LayerState.CLEAN)
+            _left_view(layer, _closed_view(layer, rates, info, dirty.state if layer.dirty else LayerState.CLEAN), dirty)
             for layer in dirty.manifest.layers
         ]
     else:
@@ -112,6 +118,15 @@ def _closed_view(
         options=layer.options,
         absent=absent,
     )
+
+
+def _left_view(layer: ManifestLayer, view: LayerView, left: Left) -> LayerView:
+    """Return *view* with what is known of how much was left dirty."""
+    if not layer.dirty:
+        return view
+    if left.dirty_bytes is None:
+        return replace(view, dirty_known=False)
+    return replace(view, status=replace(view.status, dirty_bytes=left.dirty_bytes.get(layer.index, 0)))
 
 
 def _configured_rate(options: Mapping[str, object]) -> int | None:

@@ -10,7 +10,8 @@ Owns the FUSE descriptor, the request slots and the relay to pyfuse3. It must no
 
 A request is read straight into a slot of the slot memory. The data plane's are answered inside the loop or keep their
 slot; relayed ones keep theirs until pyfuse3's reply has gone to the kernel. When all slots are taken the channel stops
-reading; the kernel keeps what it has.
+reading; the kernel keeps what it has. It sends fewer in the background than there are slots, so asynchronous requests
+alone, however many, never keep an interrupt from being read.
 """
 
 import errno
@@ -45,7 +46,7 @@ from fusecache.fuse.protocol import (
     offers_coherent_direct_io,
     opened_handle,
 )
-from fusecache.fuse.slots import MAX_WRITE, SLOTS, Slot, SlotMemory, SlotState
+from fusecache.fuse.slots import BACKGROUND, MAX_WRITE, SLOTS, Slot, SlotMemory, SlotState
 from fusecache.fuse.spin import Spin
 from fusecache.fuse.waiting import Waiting
 
@@ -111,7 +112,7 @@ class Channel:
         self._coherent = True
         self.memory = SlotMemory()
         self.handles = Handles(self.memory)
-        self._data = DataPlane(fd, self.handles, self._pending, self._release, self._keep, nursery)
+        self._data = DataPlane(fd, self.handles, self._pending, self._release, self._keep, self._end_keeping, nursery)
         self.memory.attach(self._data.callbacks)
         self._relay, self.pyfuse3_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (self._relay, self.pyfuse3_end):
@@ -236,6 +237,16 @@ class Channel:
         slot.clear()
         if not self._pending:
             self._answered.set()
+        try:
+            self.memory.replace()
+        except OSError as error:
+            log.warning("a request slot is kept, and there is no memory for another one: %s", error)
+        else:
+            self._slot_freed.set()
+
+    def _end_keeping(self, slot: Slot) -> None:
+        self.memory.take_back(slot)
+        self._slot_freed.set()
 
     def _control(self, slot: Slot, opcode: int, unique: int, length: int) -> bool:
         """Handle a request that is not the data plane's; True when it keeps its slot."""
@@ -336,7 +347,7 @@ class Channel:
         """Say in a reply what pyfuse3 cannot."""
         if opcode == Opcode.INIT:
             assert self._init_request is not None
-            return adjust_init(self._init_request, reply, max_write=MAX_WRITE, slots=SLOTS)
+            return adjust_init(self._init_request, reply, max_write=MAX_WRITE, background=BACKGROUND)
         at = OPEN_REPLY_AT.get(opcode)
         if at is None:
             return reply

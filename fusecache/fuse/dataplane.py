@@ -12,6 +12,10 @@ neither read into nor given back to the system, until its end comes after all, o
 process that dies, this leaves: before the reply, a request like any other, which was not acknowledged and may be
 repeated; after it, a slot that is free for whoever reads the memory file. In between, repeating it is harmless, as no
 later request was read.
+
+Another slot takes the place of one that is kept, so that failed images never stop the mount. And so that they do not
+take all memory either, writes are made from copies once very many slots are kept: a copy lives for as long as somebody
+has a reference to it, and the slot is free at once.
 """
 
 import errno
@@ -50,6 +54,8 @@ Handler: TypeAlias = Callable[[Slot, int, int, int, int], bool]
 
 _INTERRUPT_PATIENCE: Final = 0.1
 """Seconds that an interrupted request may still take to end by itself."""
+MOST_KEPT: Final = 1024
+"""As many slots may be kept, and those of the writes under way when the last of these came."""
 _IOV_MAX: Final = os.sysconf("SC_IOV_MAX")
 _PUNCH: Final = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 _pack_header = OUT_HEADER.pack
@@ -65,7 +71,8 @@ class DataPlane:
 
     Args:
         release: told of each slot whose request has ended, once it is no longer pending.
-        keep: told of each slot that is no longer pending but must not be used; *release* may follow.
+        keep: told of each slot that is no longer pending but must not be used.
+        take_back: told of each slot that was kept, once it may be used again.
     """
 
     def __init__(
@@ -75,6 +82,7 @@ class DataPlane:
         pending: dict[int, Slot],
         release: Callable[[Slot], None],
         keep: Callable[[Slot], None],
+        take_back: Callable[[Slot], None],
         nursery: trio.Nursery,
     ) -> None:
         self._fd = fd
@@ -82,6 +90,8 @@ class DataPlane:
         self._files = handles.files
         self._release = release
         self._keep = keep
+        self._take_back = take_back
+        self._kept = 0
         self._nursery = nursery
         self.pending = pending
         self.handlers: dict[int, Handler] = {
@@ -115,8 +125,7 @@ class DataPlane:
                 else:
                     self.send(_pack_header(16, 0, slot.unique))
             elif slot.kept:
-                slot.kept = False
-                self._release(slot)
+                self._end_keeping(slot)
                 return
             self._end(slot)
 
@@ -176,7 +185,18 @@ class DataPlane:
     def _set_aside(self, slot: Slot) -> None:
         slot.answered = slot.kept = True
         del self.pending[slot.unique]
+        self._kept += 1
+        if self._kept == MOST_KEPT:
+            log.warning("%d request slots are kept for writes of failed images; writes are copied now", self._kept)
+            self.handlers[Opcode.WRITE] = self._write_copy
         self._keep(slot)
+
+    def _end_keeping(self, slot: Slot) -> None:
+        slot.kept = False
+        self._kept -= 1
+        if self._kept < MOST_KEPT:
+            self.handlers[Opcode.WRITE] = self._write
+        self._take_back(slot)
 
     def send(self, reply: bytes) -> bool:
         """Write a whole reply; False when the kernel did not take it."""
@@ -229,6 +249,25 @@ class DataPlane:
             if size > 4096:
                 slot.used = True
             if file.write(offset, slot.body[:size], slot.done) is PENDING:
+                if file.interruptible_writes:
+                    slot.mark(SlotState.STARTED)
+                return self._pend(slot, unique, Opcode.WRITE, size, interruptible=file.interruptible_writes)
+        except Exception as error:
+            self.fail(unique, error)
+            return False
+        self.send(_pack_write(24, 0, unique, size))
+        return False
+
+    def _write_copy(self, slot: Slot, unique: int, handle: int, offset: int, size: int) -> bool:
+        """As :meth:`_write`, from memory of its own."""
+        try:
+            file = self._files[handle]
+            if offset + size > file.end:
+                size = file.clip(offset, size)
+            slot.used = True
+            # Writable, as slots are: some ways of writing need that.
+            data = memoryview(bytearray(slot.body[:size]))
+            if file.write(offset, data, _first_end(slot.done)) is PENDING:
                 if file.interruptible_writes:
                     slot.mark(SlotState.STARTED)
                 return self._pend(slot, unique, Opcode.WRITE, size, interruptible=file.interruptible_writes)
@@ -304,3 +343,16 @@ class DataPlane:
             log.exception("closing a file failed")
         self.send(_pack_header(16, 0, unique))
         return False
+
+
+def _first_end(done: Done) -> Done:
+    """Return a ``done`` for which a write that is given up has ended: its slot serves others when the end comes."""
+    ended = False
+
+    def once(error: BaseException | None) -> None:
+        nonlocal ended
+        if not ended:
+            ended = True
+            done(FusecacheError(str(error)) if isinstance(error, GivenUp) else error)
+
+    return once

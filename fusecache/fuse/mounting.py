@@ -23,6 +23,8 @@ _MS_NODEV: Final = 4
 _UMOUNT_NOFOLLOW: Final = 8
 _MNT_DETACH: Final = 2
 _MAX_READ: Final = 1 << 20
+_MOST_LINKS: Final = 40
+"""Links that lead to links; as many as the kernel follows."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -57,16 +59,24 @@ def _unescape(text: str) -> str:
 
 
 def find_mount(path: Path) -> MountEntry | None:
-    """Return what is mounted exactly at *path*, without touching it; None where nothing is."""
+    """Return what is mounted exactly at *path*, or where that leads as a symbolic link, without touching it; None where
+    nothing is."""
     path = _absolute(path)
     found = [entry for entry in mounts() if entry.mountpoint == path]
     return found[-1] if found else None
 
 
 def _absolute(path: Path) -> Path:
-    # The last component may be a mount whose server does not answer: resolve only what is above it.
-    path = Path(os.path.normpath(Path.cwd() / path))
-    return path.parent.resolve() / path.name
+    # The last component may be a mount whose server does not answer: it is only asked whether it is a link, which the
+    # kernel knows by itself.
+    for _ in range(_MOST_LINKS):
+        path = Path(os.path.normpath(Path.cwd() / path))
+        path = path.parent.resolve() / path.name
+        try:
+            path = path.parent / path.readlink()
+        except OSError:
+            break
+    return path
 
 
 def is_stale(path: Path) -> bool:

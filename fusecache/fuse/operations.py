@@ -121,13 +121,13 @@ class Operations(pyfuse3.Operations):
             raise IsADirectoryError(errno.EISDIR, f"inode {inode:#x} is a directory")
         return self._opened(await node.open(flags), inode, flags)
 
-    def _opened(self, file: OpenFile, nodeid: int, flags: int, *, creator: bool = False) -> Any:
-        handle = self._handles.add(file, nodeid, flags, creator=creator)
+    def _opened(self, file: OpenFile, nodeid: int, flags: int) -> Any:
+        handle = self._handles.add(file, nodeid, flags, creator=file.creator)
         return pyfuse3.FileInfo(fh=handle, direct_io=file.direct, keep_cache=file.keep_cache)
 
     @_answering
     async def create(self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: Any) -> Any:
-        """Create a file and open it."""
+        """Create a file and open it; without O_EXCL also one that is there by now."""
         node, file = await self._directory(parent_inode).create(os.fsdecode(name), flags)
         try:
             attributes = await node.attributes()
@@ -135,7 +135,7 @@ class Operations(pyfuse3.Operations):
             file.close()
             raise
         nodeid = self._nodes.looked_up(node)
-        return self._opened(file, nodeid, flags, creator=True), _entry(attributes, nodeid)
+        return self._opened(file, nodeid, flags), _entry(attributes, nodeid)
 
     @_answering
     async def unlink(self, parent_inode: int, name: bytes, ctx: Any) -> None:

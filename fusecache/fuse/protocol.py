@@ -139,10 +139,10 @@ def error_reply(unique: int, errno: int) -> bytes:
     return OUT_HEADER.pack(OUT_HEADER.size, -errno, unique)
 
 
-def adjust_init(request: bytes, reply: bytes, *, max_write: int, slots: int) -> bytes:
+def adjust_init(request: bytes, reply: bytes, *, max_write: int, background: int) -> bytes:
     """Return libfuse's *reply* to INIT with what it cannot be told to say.
 
-    Only what the kernel offered is asked for. *slots* bounds the requests the kernel sends in the background.
+    Only what the kernel offered is asked for. *background* bounds the requests that it sends for nobody who waits.
     """
     _, _, _, offered, offered2 = INIT_IN.unpack_from(
         request.ljust(IN_HEADER_SIZE + INIT_IN.size, b"\0"), IN_HEADER_SIZE
@@ -161,8 +161,8 @@ def adjust_init(request: bytes, reply: bytes, *, max_write: int, slots: int) -> 
         minor,
         readahead,
         flags & 0xFFFFFFFF,
-        slots,
-        slots * 3 // 4,
+        background,
+        background * 3 // 4,
         max_write,
         gran,
         max_write // 4096,

@@ -22,7 +22,9 @@ read and perhaps not answered: READ, or, for a request that must not be repeated
 result. ``unique`` is zeroed after the reply, so an ordinary request costs one store.
 
 A slot that is free in the file may be kept in this process: where a write was answered with an error while something
-may still be using its payload. Nobody uses the slot then, and nobody repeats the write.
+may still be using its payload. Nobody uses the slot then, and nobody repeats the write. Another one takes its place,
+for which the file grows: first in length, then in the header's count of slots. So a process that dies in between
+leaves a file that is longer than its header says, and nothing in the part beyond.
 """
 
 import errno
@@ -41,6 +43,13 @@ from fusecache.fuse.protocol import HEADER_SIZE
 MAGIC: Final = b"fusecach"
 VERSION: Final = 1
 SLOTS: Final = 1024
+BACKGROUND: Final = SLOTS - 64
+"""How many requests at most the kernel sends for nobody who waits: asynchronous ones, reading ahead, closing.
+
+Some slots are left for those who wait: whatever asynchronous requests wait for, an interrupt is read.
+"""
+GROWTH: Final = 64
+"""Slots that are added at a time: each time takes a descriptor."""
 HANDLES: Final = 65536
 MAX_WRITE: Final = 1 << 20
 _PAGE: Final = 4096
@@ -51,6 +60,7 @@ _SLOTS_AT: Final = _HANDLES_AT + HANDLES * _HANDLE.size
 _STRIDE: Final = _PAGE + MAX_WRITE
 _REQUEST_AT: Final = 128
 _UNIQUE_AT: Final = _REQUEST_AT + 8
+_COUNT_AT: Final = 12
 _INIT_MAX: Final = 512
 _KEPT_WARM: Final = 8
 
@@ -98,10 +108,9 @@ class Slot:
     read_done: ReadDone
 
     def __init__(self, index: int, view: memoryview) -> None:
-        base = _SLOTS_AT + index * _STRIDE
         self.index = index
-        self.head = view[base + _REQUEST_AT : base + _REQUEST_AT + HEADER_SIZE]
-        self.body = view[base + _PAGE : base + _STRIDE]
+        self.head = view[_REQUEST_AT : _REQUEST_AT + HEADER_SIZE]
+        self.body = view[_PAGE:]
         self.parts = [self.head, self.body]
         self.unique = 0
         self.opcode = 0
@@ -110,7 +119,7 @@ class Slot:
         self.interruptible = False
         self.kept = False
         self.used = False
-        self._words = view[base : base + _UNIQUE_AT + 8].cast("Q")
+        self._words = view[: _UNIQUE_AT + 8].cast("Q")
 
     def clear(self) -> None:
         """Mark the slot free for whoever reads the memory file later."""
@@ -130,6 +139,7 @@ class SlotMemory:
 
     Attributes:
         fd: the memfd.
+        slots: all of them: SLOTS, and in place of those that are kept as many as ever were at once, or some more.
         free: slots without a request and not kept, the most recently used last.
     """
 
@@ -139,8 +149,10 @@ class SlotMemory:
         os.ftruncate(self.fd, size)
         self._map = mmap.mmap(self.fd, size, mmap.MAP_SHARED)
         self._view = memoryview(self._map)
-        self.slots = [Slot(index, self._view) for index in range(SLOTS)]
+        self.slots = [Slot(index, self._view[_at(index) : _at(index + 1)]) for index in range(SLOTS)]
         self.free = self.slots[::-1]
+        self._spare: list[Slot] = []
+        self._missing = 0
         self._free_handles = list(range(HANDLES - 1, -1, -1))
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
         _HEADER.pack_into(self._view, 0, MAGIC, VERSION, SLOTS, HANDLES, 0, boot_id)
@@ -148,7 +160,7 @@ class SlotMemory:
     @property
     def in_use(self) -> int:
         """How many slots hold a request or are kept."""
-        return SLOTS - len(self.free)
+        return len(self.slots) - len(self.free) - len(self._spare)
 
     def record_init(self, request: bytes) -> None:
         """Keep the INIT request, for a successor that must replay it."""
@@ -179,15 +191,58 @@ class SlotMemory:
         _HANDLE.pack_into(self._view, at, handle >> 32, 0, 0, 0)
         self._free_handles.append(index)
 
+    def replace(self) -> None:
+        """Add a free slot in place of one that is kept, and of those for which none could be had.
+
+        Raises:
+            OSError: there is no memory for one more.
+        """
+        self._missing += 1
+        if not self._spare:
+            self._grow()
+        while self._missing and self._spare:
+            # The last to be taken: it has no memory yet.
+            self.free.insert(0, self._spare.pop())
+            self._missing -= 1
+
+    def take_back(self, slot: Slot) -> None:
+        """Put away a slot that was kept and is in use no more, until the next one is kept; or, where none could be had
+        in place of one that was, let it serve again."""
+        self._empty(slot)
+        if self._missing:
+            self._missing -= 1
+            self.free.insert(0, slot)
+        else:
+            self._spare.append(slot)
+
+    def _grow(self) -> None:
+        begin = len(self.slots)
+        os.ftruncate(self.fd, _at(begin + GROWTH))
+        view = memoryview(mmap.mmap(self.fd, GROWTH * _STRIDE, mmap.MAP_SHARED, offset=_at(begin)))
+        for number in range(GROWTH):
+            slot = Slot(begin + number, view[number * _STRIDE : (number + 1) * _STRIDE])
+            slot.done, slot.read_done = self._callbacks(slot)
+            self.slots.append(slot)
+            self._spare.append(slot)
+        struct.pack_into("=I", self._view, _COUNT_AT, len(self.slots))
+
     def trim(self) -> None:
         """Give the payload pages of free slots back to the system, but for the few that are used all the time."""
         for slot in self.free[:-_KEPT_WARM]:
             if slot.used:
-                slot.used = False
-                # MADV_REMOVE would do the same, but not to memory that is kept resident.
-                syscalls.fallocate(self.fd, syscalls.PUNCH_HOLE, _SLOTS_AT + slot.index * _STRIDE + _PAGE, MAX_WRITE)
+                self._empty(slot)
 
-    def attach(self, done: Callable[[Slot], tuple[Done, ReadDone]]) -> None:
-        """Give every slot its callbacks."""
+    def _empty(self, slot: Slot) -> None:
+        slot.used = False
+        # MADV_REMOVE would do the same, but not to memory that is kept resident.
+        syscalls.fallocate(self.fd, syscalls.PUNCH_HOLE, _at(slot.index) + _PAGE, MAX_WRITE)
+
+    def attach(self, callbacks: Callable[[Slot], tuple[Done, ReadDone]]) -> None:
+        """Give every slot its callbacks, also those that will be added."""
+        self._callbacks = callbacks
         for slot in self.slots:
-            slot.done, slot.read_done = done(slot)
+            slot.done, slot.read_done = callbacks(slot)
+
+
+def _at(index: int) -> int:
+    return _SLOTS_AT + index * _STRIDE

@@ -2,10 +2,13 @@
 
 Owns which way of waiting suits what is awaited, from the quickest to the cheapest. It must not know requests.
 
-1. **Spinning**, where the kernel or its threads do the work: see :mod:`fusecache.fuse.spin`.
-2. **Blocking in poll()** for a moment where threads do it: they need the CPU or the interpreter, which a spin would
-   keep from them. Going to sleep in trio and coming back takes longer than all else we do for a request, and what a
-   cluster needs is often less than that moment.
+1. **Spinning**, where the kernel or its threads do the work: see :mod:`fusecache.fuse.spin`. For longer where a single
+   result is awaited, as of a disk that syncs: who waits for it does nothing else meanwhile, and a CPU that has gone to
+   sleep takes a third of that time to wake up.
+2. **Blocking in poll()** for a moment where threads of ours do it, which need the CPU or the interpreter that a spin
+   would keep from them, and where a spin was in vain. Going to sleep in trio and coming back takes longer than all else
+   we do for a request, and what a cluster needs is often less than that moment. Not while trio has tasks to run, as far
+   as it tells: of those that it has taken up together with the channel it does not, and they wait for that moment.
 3. **Outlasting**: some moments more, before each of which every other task has its turn.
 4. **Sleeping** in trio.
 """
@@ -20,6 +23,8 @@ import trio
 from fusecache.api.completions import Completions
 from fusecache.fuse.spin import Spin
 
+_LONGER: Final = 8
+"""Times the length of a spin that one for a single result may last, up to a millisecond."""
 _STEPS: Final = 4
 _MOMENT: Final = 1
 """Milliseconds."""
@@ -39,6 +44,7 @@ class Waiting:
         self._completions = completions
         self._ended = completions.fd
         self._spin = spin
+        self._longer = Spin(max(spin.seconds, min(_LONGER * spin.seconds, 1e-3)))
         self._requests = select.poll()
         self._anything = select.poll()
         self._requests.register(fd, select.POLLIN)
@@ -54,21 +60,34 @@ class Waiting:
         Args:
             pending: a request has not been answered yet.
         """
-        completions, spin = self._completions, self._spin
-        if completions.outstanding > completions.detached:
-            if completions.stop_polling():
+        completions = self._completions
+        if completions.outstanding == completions.detached:
+            if completions.drain():
                 return _SPUN
-            return _BLOCKED if self._block() else 0
-        if completions.drain():
+            # Where only tasks of this loop and pyfuse3 are awaited, they need the loop.
+            if pending and not completions.detached:
+                return 0
+            if completions.detached == 1:
+                if self._find(self._longer):
+                    # As long as if it had.
+                    return _BLOCKED
+            elif self._find(self._spin):
+                return _SPUN
+            if not completions.detached:
+                return 0
+        if completions.stop_polling():
             return _SPUN
-        # Where only tasks of this loop and pyfuse3 are awaited, they need the loop.
-        if (pending and not completions.detached) or not spin.allowed():
-            return 0
+        return _BLOCKED if self._block() else 0
+
+    def _find(self, spin: Spin) -> bool:
+        """Spin, if it may pay; say whether there is something to do."""
+        if not spin.allowed():
+            return False
         if self._poll_until(time.perf_counter_ns() + spin.nanoseconds):
             spin.hit()
-            return _SPUN
+            return True
         spin.missed()
-        return 0
+        return False
 
     def look_for_end(self) -> int:
         """Wait for the end of a request that came alone, before looking for another one; see :meth:`linger`.
@@ -80,7 +99,7 @@ class Waiting:
         return self.linger(True)
 
     async def outlast(self, relayed: bool) -> bool:
-        """Wait some milliseconds for results of threads; True when there is something to do.
+        """Wait some milliseconds for results; True when there is something to do.
 
         To be called when nobody polls the completions. A cancellation leaves nothing undone.
 
@@ -91,7 +110,7 @@ class Waiting:
         if relayed:
             return False
         for _ in range(_STEPS):
-            if completions.outstanding <= completions.detached:
+            if not completions.outstanding:
                 return False
             await trio.lowlevel.checkpoint()
             if self._block():
@@ -99,6 +118,8 @@ class Waiting:
         return False
 
     def _block(self) -> bool:
+        if trio.lowlevel.current_statistics().tasks_runnable:
+            return False
         found = False
         for fd, _ in self._anything.poll(_MOMENT):
             if fd == self._ended:

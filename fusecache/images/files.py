@@ -10,10 +10,14 @@ import os
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+
+import trio
 
 from fusecache.api.backend import ImageInfo
-from fusecache.api.errors import ImageGone, NotPermitted, OutOfRange, VolumeReadOnly
+from fusecache.api.errors import ImageExists, ImageGone, ImageNotFound, NotPermitted, OutOfRange, VolumeReadOnly
 from fusecache.api.volume import DONE, PENDING, Attempt, Buffers, Done, ReadDone
+from fusecache.images.describe import described
 from fusecache.images.image import Image
 from fusecache.images.node import Attributes, DirectoryNode, FileNode, Node, OpenFile
 from fusecache.images.registry import CONTROL_NAME, Registry
@@ -52,12 +56,12 @@ class ImageFile(OpenFile):
     """An opener of an image."""
 
     __slots__ = (
-        "_creator",
         "_image",
         "_policy",
         "_registry",
         "_unconfirmed",
         "_writable",
+        "creator",
         "direct",
         "keep_cache",
         "parallel",
@@ -67,7 +71,7 @@ class ImageFile(OpenFile):
         self._registry = registry
         self._image = image
         self._policy = policy
-        self._creator = creator
+        self.creator = creator
         self._writable = flags & os.O_ACCMODE != os.O_RDONLY
         # Of what others may change no opener has pages.
         self.parallel = image.cacheable
@@ -84,7 +88,7 @@ class ImageFile(OpenFile):
 
     def clip(self, offset: int, length: int) -> int:
         image = self._image
-        if self._creator:
+        if self.creator:
             return length
         if offset >= image.size:
             raise OutOfRange(f"image {image.name!r} ends at {image.size}: nothing can be written at {offset}")
@@ -151,7 +155,7 @@ class ImageFile(OpenFile):
     def check_resize(self, size: int) -> None:
         """Raise NotPermitted where this opener may not set the length to *size*."""
         unchanged = size == self._image.size
-        if not (unchanged or self._policy.resize or (self._creator and size > self._image.size)):
+        if not (unchanged or self._policy.resize or (self.creator and size > self._image.size)):
             raise NotPermitted(f"image {self._image.name!r}: set resize = true in [mount] to allow a change of size")
 
     async def resize(self, size: int) -> None:
@@ -194,7 +198,8 @@ class ImageNode(FileNode):
         info, self._info = self._info, None
         image = self._registry.opened_as(self._key)
         if info is None:
-            info = await (image.stack.image.info() if image is not None else self._registry.lookup(self.name))
+            ask = partial(self._registry.lookup, self.name) if image is None else image.stack.image.info
+            info = await described(image, ask)
             self._check_key(info)
         size = image.size if image is not None else info.size
         mode = self._policy.mode & ~0o222 if info.read_only else self._policy.mode
@@ -247,6 +252,7 @@ class RootDirectory(DirectoryNode):
         self._registry = registry
         self._control = control
         self._policy = policy
+        self._creating: dict[str, trio.Event] = {}
 
     async def attributes(self) -> Attributes:
         # Writable always: the kernel's own refusal would be EACCES, where the mount's is EPERM and says what to set.
@@ -267,13 +273,33 @@ class RootDirectory(DirectoryNode):
     async def create(self, name: str, flags: int) -> tuple[FileNode, OpenFile]:
         if not self._policy.create:
             raise NotPermitted(f"image {name!r}: set create = true in [mount] to allow new images")
-        image = await self._registry.create(name)
+        image, creator = await self._created(name, exclusive=bool(flags & os.O_EXCL))
         node = ImageNode(self._registry, image.info, self._policy)
         try:
-            return node, node._opened(image, flags, creator=True)
+            return node, node._opened(image, flags, creator=creator)
         except BaseException:
             self._registry.release(image)
             raise
+
+    async def _created(self, name: str, *, exclusive: bool) -> tuple[Image, bool]:
+        """Return the new image, or the one that somebody else has made since the kernel looked; and whether it is new.
+
+        The kernel lets one caller at a time create, but goes on to the next where one is interrupted.
+        """
+        while (other := self._creating.get(name)) is not None:
+            await other.wait()
+        self._creating[name] = trio.Event()
+        try:
+            return await self._registry.create(name), True
+        except ImageExists as taken:
+            if exclusive:
+                raise
+            try:
+                return await self._registry.acquire(name), False
+            except ImageNotFound:
+                raise taken from None
+        finally:
+            self._creating.pop(name).set()
 
     async def unlink(self, name: str) -> None:
         if not self._policy.remove:

@@ -1,6 +1,7 @@
 """The life of one open image, as its registry and its hosting task see it.
 
-Owns what the two share, and how the end of a life is waited for. It must not know how images are found by name.
+Owns what the two share, how lives are found, and how the end of one is waited for. It must not know when an image is
+opened or closed.
 """
 
 import logging
@@ -41,6 +42,43 @@ class Host:
             self.closing = True
         self.changed.set()
         self.changed = trio.Event()
+
+
+class Hosts(dict[str, Host]):
+    """All hosts by the backend's keys of their images; those of open images are found by name and by image as well.
+
+    A name is the image's that was seen under it last: behind us an image may have taken the name of another.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._names: dict[str, Host] = {}
+
+    def of(self, image: Image) -> Host | None:
+        """Return the host of an open image; None where it has ended."""
+        host = self.get(image.info.key)
+        return host if host is not None and host.image is image else None
+
+    def named(self, name: str) -> Host | None:
+        """Return the host of the open image of that name."""
+        return self._names.get(name)
+
+    def rename(self, image: Image, name: str) -> None:
+        """Say what an open image is called."""
+        host = self[image.info.key]
+        self._forget(image.name, host)
+        image.name = name
+        self._names[name] = host
+
+    def remove(self, host: Host) -> None:
+        """Remove a host that has ended."""
+        del self[host.info.key]
+        if host.image is not None:
+            self._forget(host.image.name, host)
+
+    def _forget(self, name: str, host: Host) -> None:
+        if self._names.get(name) is host:
+            del self._names[name]
 
 
 def unless_needed(host: Host) -> trio.Event | None:

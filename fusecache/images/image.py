@@ -34,6 +34,7 @@ from fusecache.images.requests import (
     WriteRequest,
     ZeroRequest,
 )
+from fusecache.images.snapshot import make_snapshot, written_back
 from fusecache.stack.assemble import MissingLayer, Stack, StackLayer
 
 T = TypeVar("T")
@@ -89,6 +90,7 @@ class Image:
         self._mask = stack.alignment - 1
         self._spare_read = ReadRequest(self)
         self._spare_write = WriteRequest(self)
+        self._spare_flush = FlushRequest(self)
         self._content_changed = content_changed
         self._calls = Calls(stack.nursery)
         self._failure: BaseException | None = None
@@ -246,15 +248,16 @@ class Image:
 
     def flush(self, done: Done) -> Attempt:
         """Make durable all that was acknowledged before; waits for nothing that is in flight but a barrier."""
-        request = FlushRequest(self, done)
         if self.guard.active:
             self._check()
-            return _end_of(request)
-        outcome = self.top.try_flush(request.ended)
+            return _end_of(FlushRequest(self).prepare(done))
+        spare = self._spare_flush
+        outcome = self.top.try_flush(spare.ended)
         if outcome is PENDING:
-            request.adopt()
+            self._spare_flush = FlushRequest(self)
+            spare.prepare(done).adopt()
         elif outcome is DECLINED:
-            request.decline()
+            FlushRequest(self).prepare(done).decline()
             return PENDING
         return outcome
 
@@ -288,6 +291,13 @@ class Image:
             yield
 
     @asynccontextmanager
+    async def changes_held(self) -> AsyncIterator[None]:
+        """Wait for all changes in flight and keep new ones waiting until the end of the block; reads and flushes go
+        on."""
+        async with self._holding(_Awaited(0, exclusive=False)):
+            yield
+
+    @asynccontextmanager
     async def _holding(self, hold: _Awaited) -> AsyncIterator[None]:
         try:
             if not self.guard.acquire(hold):
@@ -303,6 +313,9 @@ class Image:
         await self._in_stack(partial(self._resize, size))
 
     async def _resize(self, size: int) -> None:
+        if size < self.size and self.stack.layers:
+            # A layer that writes back before it shrinks then finds little to do, while everybody waits.
+            await written_back(self.stack)
         async with self.barrier():
             self._touched = True
             await self.top.resize(size)
@@ -323,22 +336,27 @@ class Image:
         """Write a layer's dirty data to the level below; with None, everything down into the backend."""
         await self._in_stack(partial(self.stack.writeback, index))
 
-    async def invalidate(self, index: int, *, dirty: bool) -> None:
+    async def snapshot(self, name: str) -> None:
+        """Write everything back and have the backend make a snapshot; see :mod:`fusecache.images.snapshot`."""
+        self._check_change()
+        await self._in_stack(partial(make_snapshot, self.stack, name, self.changes_held))
+
+    async def invalidate(self, index: int, *, dirty: bool, torn: bool = False) -> None:
         """Drop a layer's content, between all requests before and all after.
 
         Raises:
             ImageBusy: dirty data is to be dropped, and a file is open for writing.
-            LayerDirty: the layer, or one above it, is dirty.
+            LayerDirty: the layer, or one above it, is dirty; or the level below is torn, and *torn* is false.
             BadCommand: there is no such layer.
         """
         self._check_writers(dirty)
-        await self._in_stack(partial(self._invalidate, index, dirty=dirty))
+        await self._in_stack(partial(self._invalidate, index, dirty=dirty, torn=torn))
 
-    async def _invalidate(self, index: int, *, dirty: bool) -> None:
+    async def _invalidate(self, index: int, *, dirty: bool, torn: bool) -> None:
         async with self.barrier():
             # Somebody may have come while the barrier was waited for.
             self._check_writers(dirty)
-            await self.stack.invalidate(index, dirty=dirty)
+            await self.stack.invalidate(index, dirty=dirty, torn=torn)
             self._content_changed(self)
 
     def _check_writers(self, dirty: bool) -> None:

@@ -50,12 +50,14 @@ class OpenFile(ABC):
         direct: the kernel keeps no pages of this file for this opener.
         keep_cache: pages the kernel kept from earlier opens are still true.
         parallel: several writes to this file may be in flight, beside openers that are not *direct* (image files).
+        creator: made the file, and so may make it longer.
         interruptible_writes: an interrupted ``write`` may be answered EINTR while it goes on.
     """
 
     direct: bool = False
     keep_cache: bool = False
     parallel: bool = False
+    creator: bool = False
     interruptible_writes: bool = False
 
     @property
@@ -162,7 +164,7 @@ class DirectoryNode(Node):
         """Return all entries, without ``.`` and ``..``, sorted by name."""
 
     async def create(self, name: str, flags: int) -> tuple[FileNode, OpenFile]:
-        """Create a file and open it."""
+        """Create a file and open it with the flags of ``open(2)``; without O_EXCL, what has the name by now."""
         raise NotPermitted("nothing is created here")
 
     async def unlink(self, name: str) -> None:

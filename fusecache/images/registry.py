@@ -22,6 +22,7 @@ write. A new stack beside them is safe, as none of them can reach what the new o
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 
 import trio
 
@@ -38,8 +39,9 @@ from fusecache.api.errors import (
 )
 from fusecache.api.layer import Emit
 from fusecache.config.schema import StackConfig
+from fusecache.images.describe import described
 from fusecache.images.drain import drained
-from fusecache.images.host import Host, closed, first, flush, unless_needed, watch_lock
+from fusecache.images.host import Host, Hosts, closed, first, flush, unless_needed, watch_lock
 from fusecache.images.image import Image
 from fusecache.stack.assemble import Stack
 
@@ -57,7 +59,7 @@ class Registry:
         stack_for: what the configuration says of an image's stack.
         nursery: where hosting tasks live.
         release_after: seconds an unused image stays open, and locked, before it is written back and closed.
-        drop_layer: drops a layer, by image name, layer index and whether dirty, of an image that is not open.
+        drop_layer: drops a layer of an image that is not open, by image name, layer index, whether dirty, whether torn.
         on_open: called with each image that was opened, before anybody uses it.
         content_changed: called when an image's content changed otherwise than by requests.
     """
@@ -73,7 +75,7 @@ class Registry:
         emit: Emit,
         on_open: Callable[[Image], None] = lambda image: None,
         content_changed: Callable[[Image], None] = lambda image: None,
-        drop_layer: Callable[[str, int, bool], Awaitable[None]] | None = None,
+        drop_layer: Callable[[str, int, bool, bool], Awaitable[None]] | None = None,
     ) -> None:
         self.backend = backend
         self._drop_layer = drop_layer
@@ -84,7 +86,7 @@ class Registry:
         self._emit = emit
         self._on_open = on_open
         self._content_changed = content_changed
-        self._hosts: dict[str, Host] = {}
+        self._hosts = Hosts()
         self._stopping = False
         self._control_reported = False
 
@@ -123,25 +125,24 @@ class Registry:
             )
 
     async def lookup(self, name: str) -> ImageInfo:
-        """Return an image's description without opening it.
+        """Return an image's description without opening it, or raise ImageNotFound; of one that is open also while
+        the backend does not answer."""
+        return await self._looked_up(name, self.opened(name))
 
-        Raises:
-            ImageNotFound: there is none.
-        """
+    async def _looked_up(self, name: str, known: Image | None = None) -> ImageInfo:
         if name == CONTROL_NAME:
             raise ImageNotFound(f"image {name!r}: not shown, the name is the control directory's")
-        info = await self.backend.lookup(name)
+        info = await described(known, partial(self.backend.lookup, name))
         host = self._hosts.get(info.key)
         if host is not None and host.image is not None:
-            host.image.name = name
+            # Not by the name that was asked for: it may have got another one since, where it is described by itself.
+            self._hosts.rename(host.image, info.name)
         return info
 
     def opened(self, name: str) -> Image | None:
         """Return the image if it is open, without opening it."""
-        for host in self._hosts.values():
-            if host.image is not None and host.image.name == name and not host.closing:
-                return host.image
-        return None
+        host = self._hosts.named(name)
+        return host.image if host is not None and not host.closing else None
 
     def opened_as(self, key: str) -> Image | None:
         """Return the image of that backend key if it is open, whatever its name is now."""
@@ -189,10 +190,8 @@ class Registry:
 
     def release(self, image: Image) -> None:
         """Stop being a user of *image*. Never waits."""
-        for host in self._hosts.values():
-            if host.image is image:
-                self._leave(host)
-                return
+        if (host := self._hosts.of(image)) is not None:
+            self._leave(host)
 
     def _leave(self, host: Host) -> None:
         host.users -= 1
@@ -207,7 +206,7 @@ class Registry:
         finally:
             self.release(image)
 
-    async def drop_layer(self, info: ImageInfo, index: int, *, dirty: bool) -> None:
+    async def drop_layer(self, info: ImageInfo, index: int, *, dirty: bool, torn: bool = False) -> None:
         """Drop a layer's content, whether the image is open or not; whoever wants to open it meanwhile waits.
 
         Raises:
@@ -230,18 +229,18 @@ class Registry:
             else:
                 await host.ready.wait()
         if host is None and self._drop_layer is not None:
-            await self._drop_closed(info, index, dirty=dirty)
+            await self._drop_closed(info, index, dirty=dirty, torn=torn)
             return
         async with self.using(info.name) as image:
-            await image.invalidate(index, dirty=dirty)
+            await image.invalidate(index, dirty=dirty, torn=torn)
 
-    async def _drop_closed(self, info: ImageInfo, index: int, *, dirty: bool) -> None:
+    async def _drop_closed(self, info: ImageInfo, index: int, *, dirty: bool, torn: bool = False) -> None:
         assert self._drop_layer is not None
         host = self._hosts[info.key] = Host(info)
         host.closing = True
         try:
             with host.opening:
-                await self._drop_layer(info.name, index, dirty)
+                await self._drop_layer(info.name, index, dirty, torn)
                 return
             raise VolumeClosed(f"image {info.name!r}: the mount is ending")
         finally:
@@ -275,7 +274,7 @@ class Registry:
         await self.backend.rename(old, new)
         host = self._hosts.get(info.key)
         if host is not None and host.image is not None:
-            host.image.name = new
+            self._hosts.rename(host.image, new)
 
     async def remove(self, name: str) -> None:
         """Remove an image that nobody uses, and first the files of its layers: nothing would find them again.
@@ -309,7 +308,7 @@ class Registry:
                 return
 
     async def _changeable(self, name: str) -> ImageInfo:
-        info = await self.lookup(name)
+        info = await self._looked_up(name)
         if info.snapshot:
             raise NotPermitted(f"{name!r} is a snapshot: it is renamed and removed in the backend only")
         return info
@@ -348,6 +347,7 @@ class Registry:
                 async with self._open_stack(name) as stack:
                     if not host.opening.cancel_called:
                         host.image = Image(stack, host.info, self._content_changed)
+                        self._hosts.rename(host.image, name)
                         await self._serve(host, host.image)
         except Exception as error:
             if host.image is None:
@@ -361,7 +361,7 @@ class Registry:
         finally:
             if host.image is not None:
                 host.image.close()
-            del self._hosts[host.info.key]
+            self._hosts.remove(host)
             host.ready.set()
             host.closed.set()
 

@@ -259,11 +259,15 @@ class FlushRequest(Request):
 
     _exclusive = False
 
-    def __init__(self, host: Host, done: Done) -> None:
+    def __init__(self, host: Host) -> None:
         super().__init__(host)
         self.start, self.end = BEYOND, EVERYTHING
         self.offset = self.length = 0
+
+    def prepare(self, done: Done) -> "FlushRequest":
+        """Say who is to be told; returns itself."""
         self._done = done
+        return self
 
     def ended(self, error: BaseException | None) -> None:
         """The ``done`` given to the stack."""

@@ -2,25 +2,34 @@
 
 Owns how counts kept elsewhere become metrics. Nothing is added to the path of a request: its counts are plain numbers,
 read here at each scrape. It must not know images, stacks or files; it is given hops.
+
+A thousand images are many megabytes of text, so a scrape is made in steps, between which requests are served. All of
+one image is read in one step, and so its figures agree with each other.
 """
 
 import enum
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
-from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric as Family
-from prometheus_client.registry import Collector
 
 from fusecache.api.layer import LayerState, LayerStatus
 from fusecache.metrics import names
+from fusecache.metrics.export import prometheus_text
 from fusecache.metrics.names import Metric
 
 _FIRST_BUCKET: Final = 10
 _LAST_BUCKET: Final = 34
+_STEP: Final = 50
+"""Samples that are written at one step, some more where a hop has many; each takes some ten microseconds."""
+
+_Make: TypeAlias = Callable[[], Family]
+_Fill: TypeAlias = "Callable[[Any, _Row], None]"
+"""Adds a hop's samples to a family, if it has any."""
 
 
 class OperationFigures(Protocol):
@@ -62,11 +71,6 @@ class Hop:
     figures: HopFigures
     status: LayerStatus | None = None
 
-    @property
-    def labels(self) -> Sequence[str]:
-        """The values of the labels image, layer, plugin."""
-        return (_encodable(self.image), self.layer, self.plugin)
-
 
 @dataclass(frozen=True, slots=True)
 class Sources:
@@ -74,96 +78,105 @@ class Sources:
 
     Attributes:
         operations: what a hop's figures are indexed with; the names become labels.
-        hops: all hops of all open images.
+        hops: the hops of each open image, one image after another, read when it is their turn.
     """
 
     version: str
     backend: str
     operations: Sequence[enum.Enum]
-    hops: Callable[[], Iterable[Hop]]
+    hops: Callable[[], Iterable[Sequence[Hop]]]
     open_images: Callable[[], int]
     running_commands: Callable[[], int]
     slots_in_use: Callable[[], int]
 
 
-def make_registry(sources: Sources) -> CollectorRegistry:
-    """Return a registry of a mount's own, which holds nothing of the process it is in."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_MountCollector(sources))
-    return registry
+def scrape(sources: Sources) -> Iterator[str]:
+    """Yield the text of all metrics in pieces, some of them empty. Each step takes a few milliseconds at most."""
+    build = _gauge(names.BUILD)
+    build.add_metric((sources.version, _encodable(sources.backend)), 1)
+    yield prometheus_text(build)
+    for metric, read in (
+        (names.OPEN_IMAGES, sources.open_images),
+        (names.RUNNING_COMMANDS, sources.running_commands),
+        (names.SLOTS_IN_USE, sources.slots_in_use),
+    ):
+        gauge = _gauge(metric)
+        gauge.add_metric((), read())
+        yield prometheus_text(gauge)
+    rows: list[_Row] = []
+    for hops in sources.hops():
+        rows += [_Row(hop, sources.operations) for hop in hops]
+        yield ""
+    for make, fill in (*_REQUEST_FAMILIES, *_LAYER_FAMILIES):
+        yield from _in_steps(make, fill, rows)
 
 
-class _MountCollector(Collector):
-    def __init__(self, sources: Sources) -> None:
-        self._sources = sources
+class _Row:
+    """What a hop counted, as of one moment.
 
-    def describe(self) -> Iterable[Family]:
-        return ()
+    Attributes:
+        labels: the values of the labels image, layer, plugin.
+        operations: of each the value of its label, and its requests, bytes, errors and latency; the last one only
+            where there were any.
+    """
 
-    def collect(self) -> Iterator[Family]:
-        sources = self._sources
-        build = _gauge(names.BUILD)
-        build.add_metric((sources.version, _encodable(sources.backend)), 1)
-        yield build
-        for metric, read in (
-            (names.OPEN_IMAGES, sources.open_images),
-            (names.RUNNING_COMMANDS, sources.running_commands),
-            (names.SLOTS_IN_USE, sources.slots_in_use),
-        ):
-            gauge = _gauge(metric)
-            gauge.add_metric((), read())
-            yield gauge
-        hops = tuple(sources.hops())
-        yield from _request_families(hops, sources.operations)
-        yield from _layer_families(hops)
+    __slots__ = ("in_flight", "labels", "operations", "status")
+
+    def __init__(self, hop: Hop, operations: Sequence[enum.Enum]) -> None:
+        self.labels = (_encodable(hop.image), hop.layer, hop.plugin)
+        self.in_flight = hop.figures.in_flight
+        self.operations = [_counted(operation, hop.figures[operation]) for operation in operations]
+        self.status = hop.status
 
 
-def _request_families(hops: Sequence[Hop], operations: Sequence[enum.Enum]) -> Iterator[Family]:
-    requests, sizes, errors = _counter(names.REQUESTS), _counter(names.BYTES), _counter(names.ERRORS)
-    in_flight = _gauge(names.IN_FLIGHT)
-    duration = HistogramMetricFamily(names.DURATION.name, names.DURATION.help, labels=names.DURATION.labels)
-    for hop in hops:
-        in_flight.add_metric(hop.labels, hop.figures.in_flight)
-        for operation in operations:
-            figures = hop.figures[operation]
-            count = figures.count
-            labels = (*hop.labels, operation.name.lower())
-            requests.add_metric(labels, count)
-            sizes.add_metric(labels, figures.bytes)
-            errors.add_metric(labels, figures.errors)
-            # Most hops never see most operations, and a histogram is long.
-            if count:
-                duration.add_metric(labels, _buckets(figures.latency), _estimated_seconds(figures.latency))
-    return iter((requests, sizes, errors, in_flight, duration))
+def _counted(operation: enum.Enum, figures: OperationFigures) -> tuple[str, int, int, int, Sequence[int]]:
+    count = figures.count
+    # Most hops never see most operations, and a histogram is long.
+    return operation.name.lower(), count, figures.bytes, figures.errors, figures.latency.copy() if count else ()
 
 
-def _layer_families(hops: Sequence[Hop]) -> Iterator[Family]:
-    layers = [(hop.labels, hop.status) for hop in hops if hop.status is not None]
-    state = _gauge(names.STATE)
-    for labels, status in layers:
+def _in_steps(make: _Make, fill: _Fill, rows: Iterable[_Row]) -> Iterator[str]:
+    """Yield the text of one family."""
+    family, heading = make(), True
+    for row in rows:
+        fill(family, row)
+        if len(family.samples) >= _STEP:
+            yield prometheus_text(family, heading=heading)
+            family, heading = make(), False
+    if family.samples or heading:
+        yield prometheus_text(family, heading=heading)
+
+
+def _fill_in_flight(family: Any, row: _Row) -> None:
+    family.add_metric(row.labels, row.in_flight)
+
+
+def _fill_operation(which: int) -> _Fill:
+    def fill(family: Any, row: _Row) -> None:
+        for operation in row.operations:
+            family.add_metric((*row.labels, operation[0]), operation[which])
+
+    return fill
+
+
+def _fill_duration(family: Any, row: _Row) -> None:
+    for name, _, _, _, latency in row.operations:
+        if latency:
+            family.add_metric((*row.labels, name), _buckets(latency), _estimated_seconds(latency))
+
+
+def _fill_state(family: Any, row: _Row) -> None:
+    if row.status is not None:
         for each in LayerState:
-            state.add_metric((*labels, each.value), int(status.state is each))
-    yield state
-    yield _filled(_gauge(names.DIRTY), layers, lambda status: status.dirty_bytes)
-    yield _filled(_gauge(names.USED), layers, lambda status: status.used_bytes)
-    yield _filled(_gauge(names.SIZE), layers, lambda status: status.size_bytes)
-    yield _filled(_gauge(names.OLDEST_DIRTY), layers, lambda status: status.oldest_dirty_seconds)
-    yield _filled(_counter(names.HITS), layers, lambda status: status.hits)
-    yield _filled(_counter(names.MISSES), layers, lambda status: status.misses)
-    yield _filled(_counter(names.WRITEBACK), layers, lambda status: status.writeback_bytes)
-    yield _filled(_counter(names.LAYER_ERRORS), layers, lambda status: status.errors)
+            family.add_metric((*row.labels, each.value), int(row.status.state is each))
 
 
-def _filled(
-    family: CounterMetricFamily | GaugeMetricFamily,
-    layers: Iterable[tuple[Sequence[str], LayerStatus]],
-    read: Callable[[LayerStatus], float | None],
-) -> Family:
-    for labels, status in layers:
-        value = read(status)
-        if value is not None:
-            family.add_metric(labels, value)
-    return family
+def _fill_layer(read: Callable[[LayerStatus], float | None]) -> _Fill:
+    def fill(family: Any, row: _Row) -> None:
+        if row.status is not None and (value := read(row.status)) is not None:
+            family.add_metric(row.labels, value)
+
+    return fill
 
 
 def _gauge(metric: Metric) -> GaugeMetricFamily:
@@ -172,6 +185,10 @@ def _gauge(metric: Metric) -> GaugeMetricFamily:
 
 def _counter(metric: Metric) -> CounterMetricFamily:
     return CounterMetricFamily(metric.name, metric.help, labels=metric.labels)
+
+
+def _histogram(metric: Metric) -> HistogramMetricFamily:
+    return HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
 
 
 def _buckets(latency: Sequence[int]) -> Sequence[tuple[str, float]]:
@@ -189,3 +206,23 @@ def _estimated_seconds(latency: Sequence[int]) -> float:
 def _encodable(text: str) -> str:
     # A file name that is not UTF-8 must not make the whole scrape fail.
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+_REQUEST_FAMILIES: Final[Sequence[tuple[_Make, _Fill]]] = (
+    (partial(_counter, names.REQUESTS), _fill_operation(1)),
+    (partial(_counter, names.BYTES), _fill_operation(2)),
+    (partial(_counter, names.ERRORS), _fill_operation(3)),
+    (partial(_gauge, names.IN_FLIGHT), _fill_in_flight),
+    (partial(_histogram, names.DURATION), _fill_duration),
+)
+_LAYER_FAMILIES: Final[Sequence[tuple[_Make, _Fill]]] = (
+    (partial(_gauge, names.STATE), _fill_state),
+    (partial(_gauge, names.DIRTY), _fill_layer(lambda status: status.dirty_bytes)),
+    (partial(_gauge, names.USED), _fill_layer(lambda status: status.used_bytes)),
+    (partial(_gauge, names.SIZE), _fill_layer(lambda status: status.size_bytes)),
+    (partial(_gauge, names.OLDEST_DIRTY), _fill_layer(lambda status: status.oldest_dirty_seconds)),
+    (partial(_counter, names.HITS), _fill_layer(lambda status: status.hits)),
+    (partial(_counter, names.MISSES), _fill_layer(lambda status: status.misses)),
+    (partial(_counter, names.WRITEBACK), _fill_layer(lambda status: status.writeback_bytes)),
+    (partial(_counter, names.LAYER_ERRORS), _fill_layer(lambda status: status.errors)),
+)

@@ -16,6 +16,7 @@ import trio
 from fusecache.api.backend import Backend, BackendImage
 from fusecache.api.completions import Completions
 from fusecache.api.errors import BadCommand, ContractViolation, LayerDirty, PluginMissing
+from fusecache.api.file_sync import FileSync
 from fusecache.api.identity import Identity
 from fusecache.api.layer import Emit, Layer, LayerContext, LayerState
 from fusecache.config.load import validate_options
@@ -23,7 +24,7 @@ from fusecache.config.schema import StackConfig
 from fusecache.stack.claim import HostClaim, claiming
 from fusecache.stack.dirty import DirtyLedger
 from fusecache.stack.discover import load
-from fusecache.stack.drop import remove_files
+from fusecache.stack.drop import torn_refusal
 from fusecache.stack.link import Link
 from fusecache.stack.plan import MissingLayer, StackPlan, check_writeback
 from fusecache.stack.prepare import (
@@ -33,11 +34,12 @@ from fusecache.stack.prepare import (
     manifest_of,
     plain_options,
     prepare,
+    remove_files_of,
     taken_over,
     write_down,
 )
+from fusecache.stack.remember import remember_dirty
 from fusecache.state.image_state import ImageState
-from fusecache.state.manifest import Manifest
 from fusecache.state.store import StateStore
 
 __all__ = ["FIRST_EPOCH", "MissingLayer", "Stack", "StackLayer", "open_stack"]
@@ -126,7 +128,7 @@ class Stack:
                 await layer.layer.writeback()
         await self.base.flush()
 
-    async def invalidate(self, index: int, *, dirty: bool = False) -> None:
+    async def invalidate(self, index: int, *, dirty: bool = False, torn: bool = False) -> None:
         """Drop one layer's content; data that other layers hold stays. Other requests are held back meanwhile.
 
         After dirty data was dropped, the layers above drop their clean content: it may be a copy. Of a layer that is
@@ -135,11 +137,12 @@ class Stack:
         Args:
             index: of the layer.
             dirty: drop its dirty data too.
+            torn: even where that leaves the level below torn.
 
         Raises:
             BadCommand: there is no layer of that index.
             LayerDirty: the layer is dirty and *dirty* is false; or *dirty* is true and a layer above it is dirty: that
-                data was written on top. Nothing was dropped.
+                data was written on top; or the level below is torn and *torn* is false. Nothing was dropped.
         """
         if self.drop_missing is not None and any(missing.index == index for missing in self.missing):
             await self.drop_missing(index)
@@ -153,6 +156,9 @@ class Stack:
         in_the_way = [f"{layer.index} ({layer.plugin})" for layer in above if _is_dirty(layer.layer)]
         if in_the_way:
             raise LayerDirty(f"layer {index} lies under dirty layers, discard them first: {', '.join(in_the_way)}")
+        # The layer begins nothing new once it is asked, and nobody else runs in between.
+        if target.layer.torn and not torn:
+            raise torn_refusal(index, index)
         loses_data = _is_dirty(target.layer)
         try:
             await target.layer.invalidate(dirty=True)
@@ -182,6 +188,7 @@ async def open_stack(
     configured: StackConfig | None,
     store: StateStore,
     completions: Completions,
+    file_sync: FileSync,
     emit: Emit,
     mountpoint: str | None = None,
     read_only: bool = False,
@@ -201,7 +208,7 @@ async def open_stack(
         backend: where the image lives.
         name: the image's.
         configured: the image's stack in the config; None is no layers.
-        completions, emit: handed to the layers.
+        completions, file_sync, emit: handed to the layers.
         mountpoint: where the image is mounted; None for an offline command.
         read_only: open the image for reading only.
         take_over: the host that holds dirty data of the image must not go on: the epoch is raised, and what it holds
@@ -228,7 +235,7 @@ async def open_stack(
             base = _linked(opened, Link(image, "the backend"))
             yield Stack(base, base, image, (), (), image.identity, FIRST_EPOCH, nursery)
             return
-        around = _Surroundings(name, completions, emit, nursery)
+        around = _Surroundings(name, completions, file_sync, emit, nursery)
         prepared = await _prepared(claim, image, configured, around, guard)
         yield await _opened(opened, claim, image, prepared, around, guard)
 
@@ -239,6 +246,7 @@ class _Surroundings:
 
     image: str
     completions: Completions
+    file_sync: FileSync
     emit: Emit
     nursery: trio.Nursery
 
@@ -275,9 +283,10 @@ async def _opened(
     ledger.adopt(manifest)
     opened.push_async_callback(ledger.close)
     base, layers = await _open_layers(opened, image, prepared.plan, contexts)
+    opened.push_async_callback(remember_dirty, claim, {layer.index: layer.layer for layer in layers})
 
     async def drop_missing(index: int) -> None:
-        await claim.use(_remove_files_of, manifest, index)
+        await claim.use(remove_files_of, manifest, index)
 
     top = layers[-1].link if layers else base
     missing = prepared.plan.missing
@@ -288,12 +297,6 @@ async def _opened(
 
 def _artifacts(_: ImageState, plan: StackPlan, contexts: Sequence[LayerContext]) -> list[list[Path]]:
     return [list(layer.plugin.artifacts(context)) for layer, context in zip(plan.layers, contexts, strict=True)]
-
-
-def _remove_files_of(_: ImageState, manifest: Manifest, index: int) -> None:
-    for layer in manifest.layers:
-        if layer.index == index:
-            remove_files(layer.artifacts)
 
 
 def _contexts(
@@ -309,8 +312,9 @@ def _contexts(
             epoch=prepared.epoch,
             nursery=around.nursery,
             completions=around.completions,
+            file_sync=around.file_sync,
             emit=around.emit,
-            dirty=ledger.mark(layer.index, is_set=layer.dirty),
+            dirty=ledger.mark(layer.index, is_set=layer.dirty, is_torn=layer.torn),
         )
         for layer in prepared.plan.layers
     ]

@@ -27,8 +27,22 @@ step  of clearing it                   then
 3     M says clean                     the same
 ====  ===============================  ==================================================================
 
-A step that fails, or is cancelled, leaves what a crash before or after it leaves. Where step 2 of setting failed M is
-put back.
+A mark that is set may say, besides, that the level below is *torn*: that the layer is in the middle of what goes below
+as one. It is for whoever wants to discard the layer; the layer itself knows from its own files what is to be completed.
+
+====  ===============================  ==================================================================
+step  of saying that it is torn        then
+====  ===============================  ==================================================================
+1     M says torn; durable             R does not, so M's word is void: the next open puts M right. Nothing of it
+                                       has gone below
+2     R says torn; durable             no host, and no command, discards the layer unless told that torn will do
+3     the mark is torn                 the same; now its first byte may go below
+====  ===============================  ==================================================================
+
+Taking that back is as clearing: R first, when all of it is durable below, then M. A crash before R leaves the word that
+it is torn where it is not; the layer takes it back when it is opened.
+
+A step that fails, or is cancelled, leaves what a crash before or after it leaves. Where step 2 failed, M is put back.
 """
 
 import itertools
@@ -62,13 +76,15 @@ def record_of(manifest: Manifest) -> ImageRecord:
 class LayerMark:
     """One layer's :class:`fusecache.api.DirtyMark`."""
 
-    def __init__(self, ledger: "DirtyLedger", index: int, is_set: bool) -> None:
+    def __init__(self, ledger: "DirtyLedger", index: int, is_set: bool, is_torn: bool) -> None:
         self.index = index
         self.is_set = is_set
+        self.is_torn = is_torn
         self._ledger = ledger
 
     def __repr__(self) -> str:
-        return f"<LayerMark of layer {self.index}, {'set' if self.is_set else 'not set'}>"
+        torn = ", torn" if self.is_torn else ""
+        return f"<LayerMark of layer {self.index}, {'set' if self.is_set else 'not set'}{torn}>"
 
     async def set(self) -> None:
         """See :meth:`fusecache.api.DirtyMark.set`."""
@@ -77,6 +93,14 @@ class LayerMark:
     async def clear(self) -> None:
         """See :meth:`fusecache.api.DirtyMark.clear`."""
         await self._ledger.clear(self)
+
+    async def tear(self) -> None:
+        """See :meth:`fusecache.api.DirtyMark.tear`."""
+        await self._ledger.tear(self)
+
+    async def mend(self) -> None:
+        """See :meth:`fusecache.api.DirtyMark.mend`."""
+        await self._ledger.mend(self)
 
 
 class DirtyLedger:
@@ -98,9 +122,9 @@ class DirtyLedger:
         self._numbers = itertools.count(1)
         self._written = 0
 
-    def mark(self, index: int, *, is_set: bool) -> LayerMark:
-        """Make the mark of the layer of that index, which is durably set or not."""
-        self._marks[index] = LayerMark(self, index, is_set)
+    def mark(self, index: int, *, is_set: bool, is_torn: bool = False) -> LayerMark:
+        """Make the mark of the layer of that index, which is durably set or not, and torn or not."""
+        self._marks[index] = LayerMark(self, index, is_set, is_torn)
         return self._marks[index]
 
     def adopt(self, manifest: Manifest) -> None:
@@ -112,24 +136,42 @@ class DirtyLedger:
         async with self._turn:
             if mark.is_set:
                 return
-            with self._changing():
-                wanted = self._present(and_dirty=mark.index)
-                await self._write_manifest(wanted)
-                try:
-                    await self._image.set_record(record_of(wanted), guard=self._guard)
-                except Exception:
-                    await self._put_back()
-                    raise
+            await self._say(self._present(and_dirty=mark.index))
             mark.is_set = True
 
     async def clear(self, mark: LayerMark) -> None:
         """Clear *mark*; see the module."""
         if mark.is_set:
-            mark.is_set = self._settled = False
+            mark.is_set = mark.is_torn = self._settled = False
         await self.settle()
 
+    async def tear(self, mark: LayerMark) -> None:
+        """Have *mark*, which is set, say torn; see the module."""
+        async with self._turn:
+            assert mark.is_set, "what is torn is dirty"
+            if mark.is_torn:
+                return
+            await self._say(self._present(and_torn=mark.index))
+            mark.is_torn = True
+
+    async def mend(self, mark: LayerMark) -> None:
+        """Have *mark* say torn no more; see the module."""
+        if mark.is_torn:
+            mark.is_torn = self._settled = False
+        await self.settle()
+
+    async def _say(self, wanted: Manifest) -> None:
+        """Steps 1 and 2 of what is said before it is so."""
+        with self._changing():
+            await self._write_manifest(wanted)
+            try:
+                await self._image.set_record(record_of(wanted), guard=self._guard)
+            except Exception:
+                await self._put_back()
+                raise
+
     async def settle(self) -> None:
-        """Make durable what the marks say, where a set or clear that failed or was cancelled left something else.
+        """Make durable what the marks say, where a change that failed or was cancelled left something else.
 
         Raises:
             FusecacheError, OSError: as :meth:`fusecache.api.DirtyMark.clear`.
@@ -161,15 +203,19 @@ class DirtyLedger:
     def _changing(self) -> Iterator[None]:
         """What is durable is known again only if the block ends well."""
         self._settled = False
-        marks = [mark.is_set for mark in self._marks.values()]
+        marks = [(mark.is_set, mark.is_torn) for mark in self._marks.values()]
         yield
         # A mark that was cleared meanwhile has its own turn.
-        self._settled = marks == [mark.is_set for mark in self._marks.values()]
+        self._settled = marks == [(mark.is_set, mark.is_torn) for mark in self._marks.values()]
 
-    def _present(self, *, and_dirty: int | None = None) -> Manifest:
+    def _present(self, *, and_dirty: int | None = None, and_torn: int | None = None) -> Manifest:
         assert self._manifest is not None, "the manifest is written before a layer is opened"
         dirty = {mark.index for mark in self._marks.values() if mark.is_set} | {and_dirty}
-        layers = tuple(layer.model_copy(update={"dirty": layer.index in dirty}) for layer in self._manifest.layers)
+        torn = {mark.index for mark in self._marks.values() if mark.is_torn} | {and_torn}
+        layers = tuple(
+            layer.model_copy(update={"dirty": layer.index in dirty, "torn": layer.index in torn})
+            for layer in self._manifest.layers
+        )
         return self._manifest.model_copy(update={"layers": layers})
 
     async def _put_back(self) -> None:

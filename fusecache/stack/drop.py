@@ -17,16 +17,15 @@ step                                then
 
 So a file never outlives the word that its data counts, and the command can be repeated after any of them. The epoch is
 raised, in step 2, where the data was another host's, whose files cannot be removed here, or was fenced: what is of an
-older epoch never counts again. That holds for every other dirty layer of that host: it can only be dropped as well.
+older epoch never counts again. That holds for every other dirty layer of that host: it can only be dropped as well. So
+whatever of it is torn is asked about then.
 
 What layers above keep of the image is not looked at: they are clean, and nothing cached outlives the lock.
 """
 
-import logging
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 from fusecache.api.backend import Backend, ImageRecord
 from fusecache.api.errors import BadCommand, LayerDirty
@@ -37,12 +36,10 @@ from fusecache.stack.claim import claiming
 from fusecache.stack.dirty import record_of
 from fusecache.stack.plan import cleaned, copy_of
 from fusecache.stack.prepare import in_force
-from fusecache.state.files import sync_directory
+from fusecache.state.files import remove_files
 from fusecache.state.image_state import ImageState
 from fusecache.state.manifest import Manifest, decode, encode
 from fusecache.state.store import StateStore
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +66,7 @@ async def drop_layer(
     index: int,
     emit: Emit,
     dirty: bool = False,
+    torn: bool = False,
     take_over: bool = False,
     guard: bool = True,
     mountpoint: str | None = None,
@@ -82,13 +80,15 @@ async def drop_layer(
         index: of the layer. Where another host holds dirty data of the image, one of the stack over there is meant.
         emit: told what was lost.
         dirty: drop it even if it is dirty.
+        torn: drop it even if that leaves the level below torn.
         take_over: drop it even if another host holds it, which must not go on.
         guard: see :meth:`fusecache.api.BackendImage.set_record`.
         mountpoint: where the image is mounted; None for an offline command.
 
     Raises:
         BadCommand: there is no layer of that index.
-        LayerDirty: the layer is dirty and *dirty* is false, or it is dirty and so is one above it.
+        LayerDirty: the layer is dirty and *dirty* is false; or it is dirty and so is one above it, or the level below
+            it, or any of another host's, is torn and *torn* is false.
         ImageNotFound: there is no such image.
         ImageBusy: it is open, or another host holds dirty data of it and *take_over* is false.
         CorruptState: the manifest or the record does not parse.
@@ -99,8 +99,8 @@ async def drop_layer(
         claiming(store, name=name, mountpoint=mountpoint, take_over=take_over) as claim,
         AsyncExitStack() as opened,
     ):
-        if not dirty:
-            _refuse_elsewhere(await backend.read_record(name), claim.host, index)
+        if not (dirty and torn):
+            _refuse_elsewhere(await backend.read_record(name), claim.host, index, dirty=dirty)
         image = await opened.enter_async_context(backend.open(name, claim))
         if claim.state is None:
             raise BadCommand(f"found layer {index}, allowed: none, the image {name!r} has no layers")
@@ -108,7 +108,7 @@ async def drop_layer(
         record = await image.record()
         local = await claim.use(in_force, claim.host, record)
         known = [layer.index for layer in configured.layers] if configured is not None else []
-        drop = plan_drop(local, record, image.identity, claim.host, index, dirty=dirty, configured=known)
+        drop = plan_drop(local, record, image.identity, claim.host, index, dirty=dirty, torn=torn, configured=known)
         await claim.use(_remove, drop.files)
         if drop.record is not None:
             await image.set_record(drop.record, guard=guard)
@@ -117,12 +117,21 @@ async def drop_layer(
             await claim.use(ImageState.write_manifest, drop.manifest)
 
 
-def _refuse_elsewhere(record: ImageRecord | None, host: str, index: int) -> None:
-    """Say that the layer is dirty, and where, before the backend says no more than that another host has the image."""
+def _refuse_elsewhere(record: ImageRecord | None, host: str, index: int, *, dirty: bool) -> None:
+    """Say that the layer is dirty or torn, and where, before the backend says no more than that another host has the
+    image, or breaks its lock."""
     if record is None or record.holder in (None, host):
         return
-    if any(layer.index == index and layer.dirty for layer in decode(record.manifest.encode()).layers):
-        raise LayerDirty(f"layer {index} is dirty on host {record.holder_name} ({record.holder}): {_give_up(index)}")
+    layers = decode(record.manifest.encode()).layers
+    if not any(layer.dirty for layer in layers if layer.index == index):
+        return
+    if not dirty:
+        where = f"host {record.holder_name} ({record.holder})"
+        raise LayerDirty(f"layer {index} is dirty on {where}: {_give_up(index)}")
+    # Whichever of them is dropped: none of that host's layers goes below any more.
+    for layer in layers:
+        if layer.torn:
+            raise torn_refusal(layer.index, index)
 
 
 def plan_drop(
@@ -133,6 +142,7 @@ def plan_drop(
     index: int,
     *,
     dirty: bool,
+    torn: bool = False,
     configured: Iterable[int] = (),
 ) -> Drop:
     """Decide what dropping a layer comes to.
@@ -141,7 +151,7 @@ def plan_drop(
         local: the local manifest in force.
         record: the image's.
         host: this host's machine-id.
-        index, dirty: as of :func:`drop_layer`.
+        index, dirty, torn: as of :func:`drop_layer`.
         configured: indexes of layers that there may be without a manifest.
 
     Raises:
@@ -162,6 +172,11 @@ def plan_drop(
     _check_dirty(manifest, index, dirty)
     epoch = manifest.epoch if record is None else record.epoch
     fenced = manifest.epoch < epoch
+    # What is fenced never goes below any more: the image has gone on without it. What is elsewhere gets fenced.
+    ended = manifest.layers if elsewhere else (target,)
+    left_torn = [layer.index for layer in ended if layer.torn]
+    if left_torn and not torn and not fenced:
+        raise torn_refusal(left_torn[-1], index)
     after = cleaned(manifest, index)
     if elsewhere or fenced:
         epoch += 1
@@ -183,6 +198,17 @@ def _give_up(index: int) -> str:
     return f"`fusecache discard --layer {index} --dirty` gives its data up"
 
 
+def torn_refusal(index: int, dropped: int) -> LayerDirty:
+    """Return why the layer *dropped* is not, while the level below the layer *index* has a part only of what goes there
+    as one."""
+    return LayerDirty(
+        f"layer {index} is in the middle of a group of writes: the level below has some of it, and without the rest it "
+        "is torn, as no disk is after loss of power, so that file systems on it may be beyond repair. Once the group "
+        "is written back it is whole again: let write-back come to rest, or `fusecache flush`; "
+        f"`fusecache discard --layer {dropped} --dirty --torn` gives the data up all the same"
+    )
+
+
 def _record_after(record: ImageRecord | None, after: Manifest, epoch: int) -> ImageRecord:
     """Return the record; it goes on to name the holder where it did, and that one still has dirty layers."""
     if not after.dirty or (record is not None and record.holder is None):
@@ -194,16 +220,3 @@ def _record_after(record: ImageRecord | None, after: Manifest, epoch: int) -> Im
 
 def _remove(_: ImageState, files: Iterable[str]) -> None:
     remove_files(files)
-
-
-def remove_files(files: Iterable[str]) -> None:
-    """Remove files, durably; those that are gone already are passed over. Blocks.
-
-    Raises:
-        OSError: of the first that cannot be removed; those before it are gone.
-    """
-    for path in map(Path, files):
-        path.unlink(missing_ok=True)
-        log.info("%s was removed", path)
-        if path.parent.is_dir():
-            sync_directory(path.parent)

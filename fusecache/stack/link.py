@@ -129,6 +129,7 @@ class Link(Volume):
         self._reads, self._writes, self._zeroes, self._discards, self._flushes = (self.stats[op] for op in Op)
         self._try_read = volume.try_read
         self._try_write = volume.try_write
+        self._try_flush = volume.try_flush
 
     def __repr__(self) -> str:
         state = "open" if self._open else "closed"
@@ -209,8 +210,19 @@ class Link(Volume):
 
     def try_flush(self, done: Done) -> Attempt:
         """Attempt :meth:`flush`."""
-        self._check_open()
-        return self._attempt(self._flushes, 0, done, self._volume.try_flush)
+        if not self._open:
+            self._check_open()
+        pending = _Pending()
+        start = perf_counter_ns()
+        try:
+            outcome = self._try_flush(pending)
+        except BaseException:
+            self._flushes.failed(start)
+            raise
+        if outcome is DONE:
+            self._flushes.latency[(perf_counter_ns() - start).bit_length()] += 1
+            return outcome
+        return self._unfinished(outcome, pending, self._flushes, 0, start, done)
 
     # ---- asynchronous methods ----
 

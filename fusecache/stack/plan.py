@@ -40,12 +40,14 @@ class PlannedLayer:
         plugin: makes it.
         options: its own options, not yet validated.
         dirty: it holds dirty data and recovers.
+        torn: the level below may be in the middle of what it writes back as one.
     """
 
     index: int
     plugin: LayerPlugin
     options: Mapping[str, object]
     dirty: bool = False
+    torn: bool = False
 
     @property
     def title(self) -> str:
@@ -94,6 +96,7 @@ class _Wanted:
     options: Mapping[str, object]
     required: bool = False
     dirty: bool = False
+    torn: bool = False
     artifacts: Sequence[str] = field(default_factory=tuple)
 
     def __str__(self) -> str:
@@ -142,7 +145,7 @@ def plan_stack(
             continue
         if layer.dirty:
             _check_artifacts(layer, artifact_exists)
-        layers.append(PlannedLayer(layer.index, plugin, layer.options, layer.dirty))
+        layers.append(PlannedLayer(layer.index, plugin, layer.options, layer.dirty, layer.torn))
     return StackPlan(layers, missing, deferred)
 
 
@@ -192,7 +195,7 @@ def copy_of(record: ImageRecord, identity: Identity) -> Manifest:
 def cleaned(manifest: Manifest, index: int | None = None) -> Manifest:
     """Return *manifest* with one layer marked clean, or all."""
     layers = tuple(
-        layer.model_copy(update={"dirty": False}) if index in (None, layer.index) else layer
+        layer.model_copy(update={"dirty": False, "torn": False}) if index in (None, layer.index) else layer
         for layer in manifest.layers
     )
     return manifest.model_copy(update={"layers": layers})
@@ -230,7 +233,7 @@ def _manifest_layers(manifest: Manifest, configured: Sequence[_Wanted]) -> tuple
 
 
 def _of_manifest(layer: ManifestLayer, required: bool) -> _Wanted:
-    return _Wanted(layer.index, layer.plugin, layer.options, required, layer.dirty, layer.artifacts)
+    return _Wanted(layer.index, layer.plugin, layer.options, required, layer.dirty, layer.torn, layer.artifacts)
 
 
 def _described(layers: Sequence[_Wanted]) -> str:
@@ -268,4 +271,5 @@ def _without_plugin(layer: _Wanted, error: Exception) -> str:
 
 
 def _give_up(layer: _Wanted) -> str:
-    return f"give its data up with `fusecache discard --layer {layer.index} --dirty`"
+    torn = " --torn" if layer.torn else ""
+    return f"give its data up with `fusecache discard --layer {layer.index} --dirty{torn}`"

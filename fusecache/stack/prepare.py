@@ -9,6 +9,7 @@ image that nobody holds; either way the other host's manifest and pool files are
 """
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,8 +24,11 @@ from fusecache.config.schema import StackConfig
 from fusecache.stack.claim import HostClaim
 from fusecache.stack.dirty import record_of
 from fusecache.stack.plan import PlannedLayer, StackPlan, manifest_in_force, plan_stack
+from fusecache.state.files import remove_files
 from fusecache.state.image_state import ImageState
 from fusecache.state.manifest import Manifest, ManifestLayer
+
+log = logging.getLogger(__name__)
 
 FIRST_EPOCH: Final = 1
 """The epoch of an image that no other host ever took over."""
@@ -131,6 +135,7 @@ def manifest_of(prepared: Prepared, identity: Identity, artifacts: Sequence[Sequ
             options=plain_options(layer),
             artifacts=tuple(map(str, paths)),
             dirty=layer.dirty,
+            torn=layer.torn,
         )
         for layer, paths in zip(prepared.plan.layers, artifacts, strict=True)
     ]
@@ -153,11 +158,51 @@ async def write_down(
 
     Of a dirty one both are always written: a process that was killed while it marked the image may have left them in
     the page cache only, and layers go on without marking it again.
+
+    Files that layers of before own, and none of these does, are removed first. A crash after
+
+    - some of them are removed leaves all named in the manifest in force: clean layers may miss their files;
+    - all are removed, durably, leaves the same;
+    - the new manifest is durable leaves none of them, and none named.
     """
+    await claim.use(ImageState.forget_dirty_bytes)
+    if gone := left_behind(prepared, manifest):
+        await claim.use(_remove, gone)
     if manifest.dirty or manifest != prepared.manifest:
         await claim.use(ImageState.write_manifest, manifest)
     if manifest.dirty and not image.read_only:
         await image.set_record(record_of(manifest), guard=guard)
+
+
+def left_behind(prepared: Prepared, manifest: Manifest) -> Sequence[str]:
+    """Return the files that the manifest in force names, and *manifest*, of the stack to be opened, does not. Pure.
+
+    None while a layer is dirty: then the stack of the manifest in force is opened. None of another host's.
+    """
+    before = prepared.manifest
+    if before is None or before.dirty or manifest.dirty or before.host != prepared.host:
+        return ()
+    kept = {path for layer in manifest.layers for path in layer.artifacts}
+    return [path for layer in before.layers for path in layer.artifacts if path not in kept]
+
+
+def _remove(_: ImageState, files: Sequence[str]) -> None:
+    for path in files:
+        try:
+            remove_files([path])
+        except OSError as error:
+            log.warning("%s belongs to no layer any more, and cannot be removed: %s", path, error)
+
+
+def remove_files_of(_: ImageState, manifest: Manifest, index: int) -> None:
+    """Remove the files of one layer; blocks.
+
+    Raises:
+        OSError: see :func:`remove_files`.
+    """
+    for layer in manifest.layers:
+        if layer.index == index:
+            remove_files(layer.artifacts)
 
 
 def plain_options(layer: PlannedLayer) -> dict[str, Any]:

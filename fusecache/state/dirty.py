@@ -8,7 +8,7 @@ Takes no lock: manifests are replaced atomically, so each is read whole, and wha
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,10 +26,12 @@ class DirtyImage:
     Attributes:
         name: the image's name when its stack was opened last; it may have another by now, or be gone.
         manifest: says which layers are dirty.
+        dirty_bytes: of each layer that had some when it was closed; None where it never was closed, or is open.
     """
 
     name: str
     manifest: Manifest
+    dirty_bytes: Mapping[int, int] | None = None
 
 
 def dirty_images(state_dir: Path) -> Iterator[DirtyImage]:
@@ -46,7 +48,7 @@ def dirty_images(state_dir: Path) -> Iterator[DirtyImage]:
             log.warning("%s is passed over: %s", path, error)
             continue
         if manifest.dirty:
-            yield DirtyImage(_name_beside(path), manifest)
+            yield DirtyImage(_name_beside(path), manifest, _figures_beside(path))
 
 
 def opened_elsewhere(state_dir: Path, identity: Identity) -> bool:
@@ -67,6 +69,15 @@ def _name_beside(manifest: Path) -> str:
     """Return the name that the lock file has; empty where it has none."""
     name = _in_lock_file(manifest.with_name("lock"), "image")
     return name if isinstance(name, str) else ""
+
+
+def _figures_beside(manifest: Path) -> Mapping[int, int] | None:
+    """Return what :meth:`fusecache.state.image_state.ImageState.write_dirty_bytes` noted; None where it did not."""
+    try:
+        noted = json.loads(manifest.with_name("dirty").read_bytes())
+        return {int(index): int(dirty) for index, dirty in noted.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
 
 
 def _in_lock_file(path: Path, key: str) -> object:

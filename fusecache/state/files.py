@@ -8,6 +8,7 @@ All functions block, for no longer than a few system calls; only those that writ
 import logging
 import os
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -71,6 +72,19 @@ def sync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def remove_files(files: Iterable[str]) -> None:
+    """Remove files, durably; those that are gone already are passed over. Blocks.
+
+    Raises:
+        OSError: of the first that cannot be removed; those before it are gone.
+    """
+    for path in map(Path, files):
+        path.unlink(missing_ok=True)
+        log.info("%s was removed", path)
+        if path.parent.is_dir():
+            sync_directory(path.parent)
 
 
 def temporary_of(path: Path) -> Path:

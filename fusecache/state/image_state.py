@@ -6,9 +6,10 @@ means, nor how the lock is taken.
 All functions block, for no longer than a few system calls; only those that write something durable wait for a device.
 """
 
+import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fusecache.api.errors import CorruptState
@@ -58,6 +59,7 @@ class ImageState:
         self._client = ""
         self._manifest = directory / "manifest"
         self._clients = directory / "clients"
+        self._dirty = directory / "dirty"
 
     def __enter__(self) -> "ImageState":
         return self
@@ -128,9 +130,17 @@ class ImageState:
         # The directory itself may be as new as the file.
         sync_directory(self.directory.parent)
 
+    def write_dirty_bytes(self, dirty: Mapping[int, int]) -> None:
+        """Note how many bytes of each layer are dirty, by layer index; for people, as JSON in the file ``dirty``."""
+        replace_file(self._dirty, json.dumps(dirty).encode())
+
+    def forget_dirty_bytes(self) -> None:
+        """Take that back; loss of power may undo it."""
+        self._dirty.unlink(missing_ok=True)
+
     def remove_leftovers(self) -> None:
         """Remove what a crash left of files that were being written."""
-        for path in (self._manifest, self._clients):
+        for path in (self._manifest, self._clients, self._dirty):
             temporary_of(path).unlink(missing_ok=True)
 
     def _read_clients(self) -> Sequence[str]:

@@ -2,9 +2,9 @@
 
 Owns the manifest's content and its one encoding. Pure: it must not know where manifests are kept.
 
-Format, version 1: two lines of UTF-8, each ended by a line feed::
+Format, version 2: two lines of UTF-8, each ended by a line feed::
 
-    fusecache-manifest 1 crc32c 89abcdef
+    fusecache-manifest 2 crc32c 89abcdef
     {"epoch":1,"host":"…","identity":"…","layers":[…]}
 
 The first names the format version, and the CRC-32C (RFC 3720) of the second line, line feed included, as eight
@@ -17,11 +17,11 @@ import re
 from typing import Annotated, Final
 
 from crc32c import crc32c
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from fusecache.api.errors import CorruptState
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 
 _HEADER: Final = re.compile(rb"fusecache-manifest (\d{1,9}) (.*)\n", re.ASCII)
 _CHECKSUM: Final = re.compile(rb"crc32c ([0-9a-f]{8})", re.ASCII)
@@ -40,6 +40,7 @@ class ManifestLayer(_Record):
         options: the layer's own options as the config gave them; JSON-compatible.
         artifacts: absolute paths of all files the layer owns or may yet create.
         dirty: the layer may hold data that is not durable in the level below.
+        torn: the level below may be between two points of the order in which the layer writes back; only if *dirty*.
     """
 
     index: Annotated[int, Field(ge=0)]
@@ -47,6 +48,13 @@ class ManifestLayer(_Record):
     options: dict[str, JsonValue] = {}
     artifacts: tuple[str, ...] = ()
     dirty: bool = False
+    torn: bool = False
+
+    @model_validator(mode="after")
+    def _torn_is_dirty(self) -> "ManifestLayer":
+        if self.torn and not self.dirty:
+            raise ValueError("found a layer that is torn and not dirty, allowed: torn ones that are dirty")
+        return self
 
 
 class Manifest(_Record):

@@ -24,6 +24,7 @@ The checks are plain async functions that run under trio (``trio.run(check_layer
 :class:`FreeClaim`                         what a backend asks before it opens an image; grants everything
 :func:`layer_context`                      what a layer is opened with, for tests of its author's own
 :class:`RecordingMark`                     the mark of dirty data that such a layer sets: held back, failing, recorded
+:class:`ThreadFileSync`                    makes files of such a layer durable
 =========================================  ==========================================================================
 
 A test of a race, without sleeping::
@@ -41,6 +42,7 @@ from fusecache.testing.claims import FreeClaim
 from fusecache.testing.conformance import SIZES, MakeBackend, check_backend, check_layer, check_volume
 from fusecache.testing.context import layer_context, validated
 from fusecache.testing.faulty import HANG, Fault, FaultyVolume
+from fusecache.testing.file_sync import ThreadFileSync
 from fusecache.testing.gated import GatedVolume, Held
 from fusecache.testing.marks import RecordingMark
 from fusecache.testing.memory import MemoryBackend, MemoryImage, MemoryVolume
@@ -66,6 +68,7 @@ __all__ = [
     "Operation",
     "RecordingMark",
     "Request",
+    "ThreadFileSync",
     "WatchedVolume",
     "check_backend",
     "check_layer",

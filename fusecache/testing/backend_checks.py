@@ -11,7 +11,15 @@ from typing import Final
 import trio
 
 from fusecache.api.backend import ImageInfo
-from fusecache.api.errors import FusecacheError, ImageBusy, ImageExists, ImageNotFound
+from fusecache.api.errors import (
+    BadCommand,
+    FusecacheError,
+    ImageBusy,
+    ImageExists,
+    ImageNotFound,
+    NotSupported,
+    VolumeReadOnly,
+)
 from fusecache.testing.claims import FreeClaim
 from fusecache.testing.harness import (
     Broken,
@@ -25,6 +33,7 @@ from fusecache.testing.harness import (
 )
 from fusecache.testing.place import SIZE, Place, expect_raises, load, names, open_and_close, store
 
+IMPOSSIBLE_SNAPSHOTS: Final = ("", "a@b", "a/b", "n" * 300, "zero\0byte")
 IMPOSSIBLE_NAMES: Final = ("", ".", "..", "image/", "missing/image", "../image", "n" * 300, "zero\0byte")
 
 
@@ -280,6 +289,35 @@ async def a_copy_is_another_image(place: Place) -> None:
     expect(keys[0] != keys[1], "the copy has the original's key")
 
 
+async def a_snapshot_keeps_what_was_acknowledged(place: Place) -> None:
+    """It is found and read at once, also beside the open image, and never changes; its name is given once. A backend
+    without snapshots raises NotSupported."""
+    backend = place.backend
+    data = await store(backend, "image", 18)
+    async with backend.open("image", FreeClaim()) as image:
+        try:
+            await image.check_snapshot("one")
+        except NotSupported:
+            await expect_raises(NotSupported, image.make_snapshot("one"), "make_snapshot without snapshots")
+            return
+        expect(not await backend.snapshots("image"), "check_snapshot made one")
+        await image.make_snapshot("one")
+        await put(image, 0, pattern(SIZE, 19))
+        (info,) = await backend.snapshots("image")
+        expect(await backend.lookup(info.name) == info, f"lookup and snapshots disagree on {info.name!r}")
+        expect(info.snapshot and info.read_only and info.size == SIZE, f"found {info} for a snapshot")
+        for call in (image.check_snapshot, image.make_snapshot):
+            await expect_raises(ImageExists, call("one"), "a snapshot of a taken name")
+            for name in IMPOSSIBLE_SNAPSHOTS:
+                await expect_raises(BadCommand, call(name), f"a snapshot named {name!r}")
+        expect_bytes(await load(backend, info.name), data)
+        expect_bytes(await content(image), pattern(SIZE, 19))
+    async with backend.open("image", FreeClaim(), read_only=True) as image:
+        await expect_raises(VolumeReadOnly, image.make_snapshot("two"), "make_snapshot of a reader")
+    expect(await names(backend) == {"image"}, f"listed are {await names(backend)}")
+    expect_bytes(await load(backend, info.name), data)
+
+
 async def a_cancelled_change_of_names_happened_or_not(place: Place) -> None:
     """Cancelled at any await, ``create``, ``rename`` and ``remove`` leave an image wholly there or not at all."""
     backend = place.backend
@@ -346,6 +384,7 @@ BACKEND_CHECKS: Final[Sequence[Callable[[Place], Awaitable[None]]]] = (
     remove_takes_the_image_and_nothing_else,
     identity_survives_reopening_and_is_nobody_elses,
     a_copy_is_another_image,
+    a_snapshot_keeps_what_was_acknowledged,
     a_cancelled_change_of_names_happened_or_not,
     a_cancelled_open_holds_nothing,
 )

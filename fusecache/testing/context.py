@@ -7,7 +7,7 @@ import re
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +18,7 @@ from pydantic import BaseModel, TypeAdapter
 from fusecache.api.completions import Completions
 from fusecache.api.identity import Identity
 from fusecache.api.layer import DirtyMark, Emit, LayerContext, LayerPlugin
+from fusecache.testing.file_sync import ThreadFileSync
 from fusecache.testing.marks import RecordingMark
 
 _EVENT_KIND: Final = re.compile(r"[a-z]+(-[a-z]+)*")
@@ -80,7 +81,8 @@ async def layer_context(
     """
     completions = Completions()
     try:
-        with tempfile.TemporaryDirectory(prefix="fusecache-") as temporary:
+        made = nullcontext(state_dir) if state_dir else tempfile.TemporaryDirectory(prefix="fusecache-")
+        with made as directory:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(completions.run)
                 yield LayerContext(
@@ -88,10 +90,11 @@ async def layer_context(
                     identity=identity or Identity(f"memory:{uuid.uuid4()}"),
                     index=index,
                     config=config,
-                    state_dir=state_dir or Path(temporary),
+                    state_dir=Path(directory),
                     epoch=epoch,
                     nursery=nursery,
                     completions=completions,
+                    file_sync=ThreadFileSync(completions),
                     emit=emit,
                     dirty=dirty or RecordingMark(),
                 )

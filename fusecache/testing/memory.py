@@ -11,13 +11,14 @@ import itertools
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import trio
 
 from fusecache.api.backend import Backend, BackendImage, Claim, ImageInfo, ImageRecord
-from fusecache.api.errors import ImageBusy, ImageExists, ImageNotFound, VolumeClosed, VolumeReadOnly
+from fusecache.api.errors import BadCommand, ImageBusy, ImageExists, ImageNotFound, VolumeClosed, VolumeReadOnly
 from fusecache.api.identity import Identity
 from fusecache.api.ranges import Extent
 from fusecache.api.volume import DECLINED, DONE, PENDING, Attempt, Buffers, Done, ReadDone, ReadOutcome
@@ -41,15 +42,19 @@ class MemoryImage:
     owner: str | None = None
     record: ImageRecord | None = None
     changes: int = 0
+    snapshots: dict[str, "MemoryImage"] = field(default_factory=dict)
+    original: "MemoryImage | None" = None
 
     def info(self) -> ImageInfo:
         """Describe the image; its time of change is a count of changes."""
         return ImageInfo(
-            name=self.name,
+            name=self.name if self.original is None else f"{self.original.name}@{self.name}",
             key=self.key,
             size=self.content.size,
             allocated=self.content.allocated,
             mtime_ns=self.changes,
+            read_only=self.original is not None,
+            snapshot=self.original is not None,
         )
 
 
@@ -131,6 +136,22 @@ class MemoryVolume(BackendImage):
             raise VolumeReadOnly("found set_record, allowed on a volume opened for reading: no change")
         await trio.lowlevel.checkpoint()
         self.image.record = record
+
+    async def check_snapshot(self, name: str) -> None:
+        """Refuse a name with which no file could show the snapshot."""
+        if self._closed:
+            raise VolumeClosed("found a snapshot, allowed on a closed volume: nothing")
+        if self.read_only:
+            raise VolumeReadOnly("found a snapshot, allowed on a volume opened for reading: no change")
+        if not 0 < len(name) < 100 or set(name) & set("@/\0"):
+            raise BadCommand(f"found the snapshot name {name!r}, allowed: 1 to 99 characters but '@', '/' and NUL")
+        if name in self.image.snapshots:
+            raise ImageExists(f"found a snapshot {name!r}, allowed: a name that is not taken")
+        await trio.lowlevel.checkpoint()
+
+    async def make_snapshot(self, name: str) -> None:
+        await self.check_snapshot(name)
+        self.image.snapshots[name] = MemoryImage(name, deepcopy(self.content), original=self.image)
 
     def try_read(self, offset: int, length: int, done: ReadDone) -> ReadOutcome:
         self._enter(Request("read", offset, length))
@@ -219,6 +240,10 @@ class MemoryBackend(Backend):
         await trio.lowlevel.checkpoint()
         return self._image(name).info()
 
+    async def snapshots(self, name: str) -> Sequence[ImageInfo]:
+        await trio.lowlevel.checkpoint()
+        return [snapshot.info() for snapshot in self._image(name).snapshots.values()]
+
     async def read_record(self, name: str) -> ImageRecord | None:
         await trio.lowlevel.checkpoint()
         return self._image(name).record
@@ -229,6 +254,9 @@ class MemoryBackend(Backend):
     ) -> AsyncIterator[BackendImage]:
         await trio.lowlevel.checkpoint()
         image = self._image(name)
+        if image.original is not None:
+            yield MemoryVolume(alignment=self.alignment, attempts=self.attempts, image=image, read_only=True)
+            return
         self._require_unowned(image)
         volume = MemoryVolume(alignment=self.alignment, attempts=self.attempts, image=image, read_only=read_only)
         image.owner = trio.lowlevel.current_task().name
@@ -259,9 +287,12 @@ class MemoryBackend(Backend):
         del self.images[name]
 
     def _image(self, name: str) -> MemoryImage:
-        if name not in self.images:
-            raise ImageNotFound(f"found no image {name!r}, there are: {sorted(self.images)}")
-        return self.images[name]
+        if name in self.images:
+            return self.images[name]
+        of, at, snapshot = name.partition("@")
+        if at and of in self.images and snapshot in self.images[of].snapshots:
+            return self.images[of].snapshots[snapshot]
+        raise ImageNotFound(f"found no image {name!r}, there are: {sorted(self.images)}")
 
     def _require_free(self, name: str) -> None:
         if name in self.images:

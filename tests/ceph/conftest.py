@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.fuse.conftest import mounted
-from tests.support.ceph import Cluster, ceph_cluster, image_name, private_cluster
+from tests.support.ceph import Cluster, ceph_cluster, empty_cluster, image_name, private_cluster
 from tests.support.mounts import Place
 from tests.support.pools import new_namespace
 from tests.support.rbd_mounts import rbd_place
 
-__all__ = ["ceph_cluster", "image_name", "mounted", "private_cluster"]
+__all__ = ["ceph_cluster", "empty_cluster", "image_name", "mounted", "private_cluster"]
 
 
 @pytest.fixture

@@ -245,6 +245,13 @@ def test_a_wrong_watch_timeout_is_refused(seconds: str, tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
+def test_a_wrong_kind_of_authentication_is_refused(tmp_path: Path) -> None:
+    result = script("start", tmp_path / "cluster", FUSECACHE_CEPH_AUTH="kerberos")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "FUSECACHE_CEPH_AUTH: found 'kerberos', allowed: none, cephx" in result.stderr
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -14,6 +14,7 @@ from fusecache.api.errors import Fenced, ImageBusy, LayerDirty, NotSupported, Vo
 from fusecache.stack.assemble import Stack, open_stack
 from fusecache.stack.drop import drop_layer
 from fusecache.state.store import StateStore
+from fusecache.testing.file_sync import ThreadFileSync
 from tests.support.ceph import Cluster
 from tests.support.dirty_stacks import host, layer_of, stack_config, writeback_installed
 from tests.support.places import running_completions
@@ -67,6 +68,7 @@ async def opener(backend: Backend, image: str) -> AsyncIterator[Open]:
                 configured=stack_config(*indexes),
                 store=StateStore(state),
                 completions=completions,
+                file_sync=ThreadFileSync(completions),
                 emit=lambda kind, text: None,
                 **options,
             ) as stack:

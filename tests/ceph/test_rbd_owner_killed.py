@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from fusecache.api import ImageRecord
 from fusecache.api.errors import ImageBusy
 from fusecache.state.store import StateStore
 from fusecache.testing import FreeClaim
@@ -108,3 +109,6 @@ async def test_a_killed_owner_s_dirty_data_is_its_host_s(
                 assert record is not None
                 assert record.holder == holder
         assert (await fetch_header(client, image)).guard == guard
+        # A mount of the same pool would take it for its own to write back.
+        async with owned_here(client, image, tmp_path) as own:
+            await own.records.write(ImageRecord(record.epoch), guard=False)

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,7 +28,8 @@ PATIENCE = 20.0
 @pytest.fixture
 async def backend(ceph_cluster: Cluster, namespace: str) -> AsyncIterator[Backend]:
     """A backend over that namespace, with an image."""
-    async with pool_backend(ceph_cluster, namespace=namespace) as backend:
+    # Ceph takes whole seconds only.
+    async with pool_backend(ceph_cluster, namespace=namespace, timeout=20.5) as backend:
         await backend.create("image", SIZE)
         yield backend
 
@@ -155,6 +157,84 @@ async def test_without_its_lock_nothing_is_read(
         assert not reads_objects(image)
         with pytest.raises(LockLost):
             await image.read(0, 4)
+
+
+async def test_a_client_for_reading_that_is_blocklisted_is_replaced_and_no_read_fails(
+    backend: Backend, ceph_cluster: Cluster
+) -> None:
+    data = os.urandom(1 << 20)
+    async with opened(backend) as image, trio.open_nursery() as nursery:
+        await image.write(0, memoryview(data))
+        reader = backend._reads  # type: ignore[attr-defined]
+        former, count = reader.address, 0
+
+        async def read_on(block: int) -> None:
+            nonlocal count
+            while True:
+                for at in range(block << 12, len(data), 32 << 12):
+                    assert joined(await image.read(at, 4096)) == data[at : at + 4096]
+                    count += 1
+
+        for block in range(32):
+            nursery.start_soon(read_on, block)
+        await trio.to_thread.run_sync(blocklist, ceph_cluster, former)
+        with trio.fail_after(PATIENCE):
+            while reader.address in (former, ""):
+                await trio.lowlevel.checkpoint()
+        # It is not librbd that reads from now on.
+        image._read_locked = None  # type: ignore[method-assign,assignment]
+        before = count
+        with trio.fail_after(PATIENCE):
+            while count < before + 1000:
+                await trio.lowlevel.checkpoint()
+        assert not image.read_only
+        nursery.cancel_scope.cancel()
+        del image._read_locked
+
+
+async def test_a_backend_leaves_no_pipe_behind(ceph_cluster: Cluster, namespace: str) -> None:
+    before = pipes()
+    async with pool_backend(ceph_cluster, namespace=namespace) as backend:
+        await backend.create("image", SIZE)
+        async with opened(backend) as image:
+            await image.read(0, 10)
+        assert set(pipes()) > set(before)
+    assert pipes() == before
+
+
+def pipes() -> list[str]:
+    """Return the pipes that this process has, an entry for each descriptor."""
+    found = (str(fd.readlink()) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink())
+    return sorted(target for target in found if target.startswith("pipe:"))
+
+
+async def test_more_reads_than_the_pipe_can_tell_of_are_librbd_s(backend: Backend) -> None:
+    async with opened(backend) as image:
+        await image.write(0, memoryview(b"x" * 8192))
+        reader = backend._reads  # type: ignore[attr-defined]
+        assert reader._most == 65536 // 4
+        reader._most = 10
+        wrong: list[bytes] = []
+
+        async def read() -> None:
+            if (found := joined(await image.read(0, 8192))) != b"x" * 8192:
+                wrong.append(found)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(100):
+                nursery.start_soon(read)
+        assert wrong == []
+
+
+async def test_what_was_read_when_the_lock_was_lost_is_an_error(backend: Backend) -> None:
+    async with opened(backend) as image:
+        ended: list[BaseException | None] = []
+        image.try_read(0, 10, lambda error, buffers: ended.append(error))
+        image._failures.lose()
+        with trio.fail_after(PATIENCE):
+            while not ended:
+                await trio.lowlevel.checkpoint()
+        assert isinstance(ended[0], LockLost)
 
 
 async def test_an_image_can_be_closed_while_its_handle_for_reading_is_being_opened(backend: Backend) -> None:

@@ -63,30 +63,47 @@ def is_in_command(mount: Mount) -> None:
     assert timed(list, mount.control.iterdir()) < AT_ONCE
 
 
-def test_requests_wait_for_an_osd_that_is_stopped_and_go_on_when_it_is_back(
+def test_requests_wait_for_an_osd_that_hangs_or_is_dead_and_go_on_when_it_is_back(
     private_cluster: Cluster, mount: Mount, tmp_path: Path
 ) -> None:
     writer = Writer(mount.path / "disk")
     writer.wait_until_under_way(200)
-    with Caller(READ, mount.path / "disk") as reader, Caller(READ, mount.path / "disk") as other:
-        assert (reader.answer(), other.answer()) == ("open", "open")
-        private_cluster.kill("osd.0")
-        reader.go_on()
-        other.go_on()
-        reader.wait_until_blocked()
-        is_in_command(mount)
-        begin = time.monotonic()
-        reader.interrupt()
-        assert reader.answer() == "EINTR"
-        assert time.monotonic() - begin < AT_ONCE
-        before = writer._last
-        private_cluster.start()
-        assert other.answer() == "done"
-    wait_until(lambda: writer._last > before + 200, "writing goes on")
+    wait_for_the_osd(mount, writer, lambda: private_cluster.kill("osd.0"), private_cluster.start)
+    # One whose connections stay up, as that of a machine whose disks hang.
+    osd = private_cluster.pid("osd.0")
+    wait_for_the_osd(
+        mount, writer, lambda: os.kill(osd, signal.SIGSTOP), lambda: os.kill(osd, signal.SIGCONT), looking=False
+    )
     assert mount.terminate() == 0
     writer.end()
     private_cluster.rbd("export", "--no-progress", "disk", tmp_path / "exported")
     writer.check(tmp_path / "exported")
+
+
+def wait_for_the_osd(
+    mount: Mount, writer: Writer, away: Callable[[], None], back: Callable[[], None], *, looking: bool = True
+) -> None:
+    """Take the OSD away and bring it back; requests wait meanwhile, and end where they are interrupted."""
+    with Caller(READ, mount.path / "disk") as reader, Caller(READ, mount.path / "disk") as other:
+        assert (reader.answer(), other.answer()) == ("open", "open")
+        away()
+        try:
+            reader.go_on()
+            other.go_on()
+            reader.wait_until_blocked()
+            if looking:
+                is_in_command(mount)
+            else:
+                assert timed(mount.status) < AT_ONCE + 0.5
+            begin = time.monotonic()
+            reader.interrupt()
+            assert reader.answer() == "EINTR"
+            assert time.monotonic() - begin < AT_ONCE
+            before = writer._last
+        finally:
+            back()
+        assert other.answer() == "done"
+    wait_until(lambda: writer._last > before + 200, "writing goes on")
 
 
 def test_names_fail_in_time_while_the_cluster_is_away_and_hold_up_nobody(

@@ -161,6 +161,17 @@ class NewIdentityAtEveryOpen(MemoryBackend):
             yield volume
 
 
+class SnapshotsOnlyInName(MemoryBackend):
+    @asynccontextmanager
+    async def open(
+        self, name: str, claim: Claim, *, read_only: bool = False, dedicated: bool = False
+    ) -> AsyncIterator[BackendImage]:
+        async with super().open(name, claim, read_only=read_only) as volume:
+            yield volume
+            for snapshot in self._image(name).snapshots.values():
+                snapshot.content = self._image(name).content
+
+
 class HalfRenamed(MemoryBackend):
     async def rename(self, old: str, new: str) -> None:
         self._require_free(new)
@@ -211,6 +222,7 @@ BROKEN: Final[Sequence[tuple[Callable[[Place], Awaitable[None]], type[MemoryBack
     (checks.remove_takes_the_image_and_nothing_else, RemovesWhatIsOpen),
     (checks.identity_survives_reopening_and_is_nobody_elses, NewIdentityAtEveryOpen),
     (checks.a_copy_is_another_image, MemoryBackend),
+    (checks.a_snapshot_keeps_what_was_acknowledged, SnapshotsOnlyInName),
     (checks.a_cancelled_change_of_names_happened_or_not, HalfRenamed),
     (checks.a_cancelled_change_of_names_happened_or_not, HalfCreated),
     (checks.a_cancelled_open_holds_nothing, CancelledOpensStayLocked),

@@ -18,5 +18,5 @@ async def test_the_directory_backend_keeps_the_contract(tmp_path: Path, direct: 
 async def test_the_directory_backend_keeps_the_contract_without_a_ring(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(directory, "open_ring", lambda completions, near: None)
+    monkeypatch.setattr(directory, "open_ring", lambda completions: None)
     await check_backend(partial(fresh_directory, tmp_path), copy=copy_image, fingerprint=fingerprint)

@@ -131,6 +131,9 @@ def test_echo_prints_the_reason(mount: Mount) -> None:
 
 def test_a_snapshot_of_a_directorys_image_is_not_supported(mount: Mount) -> None:
     assert write(mount.control / "images/disk/snapshot", b"monday\n") == errno.EOPNOTSUPP
+    result = shell("echo monday > .control/images/disk/snapshot", mount.path)
+    assert (result.returncode, "Operation not supported" in result.stderr) == (1, True)
+    assert (mount.control / "images/disk/snapshot").read_text() == "idle\n"
     assert "snapshot" in (mount.control / "images/disk/last_error").read_text()
 
 

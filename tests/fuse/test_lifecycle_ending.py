@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fusecache.fuse.mounting import is_stale
 from tests.support.callers import GONE, in_thread, outcome, shell
 from tests.support.mounts import GATE, PATIENCE, Mount, Place, fusecache, wait_until
 
@@ -93,6 +94,23 @@ def test_unmount_with_an_open_file_is_refused_and_the_mount_stays(mount: Mount) 
 def test_unmount_from_inside_is_refused(mount: Mount) -> None:
     result = fusecache("unmount", ".", cwd=mount.path)
     assert (result.returncode, mount.path.is_mount()) == (1, True)
+
+
+def test_a_link_to_the_mountpoint_is_as_good_as_the_mountpoint(mount: Mount, place: Place) -> None:
+    (link := place.root / "link").symlink_to(mount.path)
+    for command in (["status"], ["flush"], ["discard", "--layer", "0"], ["events"]):
+        image = ["disk"] if command[0] in ("flush", "discard") else []
+        result = fusecache(command[0], link, *image, *command[1:])
+        assert result.returncode == 0, result.stderr
+    result = fusecache("unmount", link)
+    assert result.returncode == 0, result.stderr
+    assert mount.wait() == 0
+    assert not mount.path.is_mount()
+    assert fusecache("mount", place.config, link).returncode == 0
+    os.kill(mount.status()["pid"], signal.SIGKILL)
+    wait_until(lambda: is_stale(link), "the daemon is gone")
+    assert "daemon was gone" in fusecache("unmount", link).stderr
+    assert not mount.path.is_mount()
 
 
 def test_unmount_returns_when_the_daemon_is_gone(mount: Mount, place: Place) -> None:

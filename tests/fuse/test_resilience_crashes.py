@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -17,6 +18,8 @@ from tests.support.mounts import PARK, PATIENCE, Mount, Place, fusecache, wait_u
 SIZE = 4 << 20
 WRITES = 20
 LENGTH = 8192
+BACKGROUND = 960
+"""Requests that the kernel sends at most for nobody who waits."""
 
 
 @pytest.fixture
@@ -135,6 +138,24 @@ def test_requests_that_will_never_end_are_answered_and_their_data_stay_until_the
     assert (mount.path / "disk").read_bytes() == before
     use(mount.path / "disk")
     os.close(fd)
+
+
+def test_as_many_writes_as_the_kernel_sends_that_will_never_end_leave_the_mount_alive(mount: Mount) -> None:
+    mount.close_gate()
+    job = ["--name=job", "--ioengine=libaio", f"--iodepth={BACKGROUND}", "--direct=1", "--bs=4k", "--rw=randwrite"]
+    end = [f"--filesize={SIZE}", "--minimal", "--thread", f"--filename={mount.path / 'disk'}"]
+    fio = subprocess.Popen(["fio", *job, *end], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: mount.waiting_at_gate() == BACKGROUND, "the requests wait")
+        crash(mount)
+        assert fio.wait(PATIENCE) != 0
+    finally:
+        fio.kill()
+    wait_until(lambda: in_thread(slots_in_use, mount).result(PATIENCE) == BACKGROUND, "the slots of all are kept")
+    for name in ("other", "disk"):
+        in_thread(use, mount.path / name).result(PATIENCE)
+    leave(mount)
+    wait_until(lambda: slots_in_use(mount) == 0, "the slots are free again")
 
 
 def test_a_call_that_does_not_return_holds_its_stack_but_not_its_caller(mount: Mount) -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.callers import in_thread, shell
+from tests.support.callers import Caller, in_thread, shell
 from tests.support.mounts import GATE, PATIENCE, Mount, Place, wait_until
 
 COUNT = 256
+BACKGROUND, SLOTS = 960, 1024
+"""How many requests the kernel sends for nobody who waits, and all that are read from it."""
 BLOCK = 4096
 
 
@@ -74,6 +76,37 @@ def test_everything_else_goes_on_while_one_image_is_frozen_under_256_requests(mo
     assert (place.images / "frozen").read_bytes() == b"".join(blocks) + before[COUNT * BLOCK :]
 
 
+READ = """
+fd = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT)
+buffer = mmap.mmap(-1, 4096)
+say("open")
+sys.stdin.readline()
+address = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(buffer)))
+say(errno_of(libc.pread, fd, address, 4096, ctypes.c_long(0)))
+"""
+
+
+def test_under_any_number_of_asynchronous_requests_who_waits_is_heard(mount: Mount) -> None:
+    job = ["--name=job", "--ioengine=libaio", "--iodepth=400", "--numjobs=3", "--direct=1", "--bs=4k", "--rw=randread"]
+    end = ["--filesize=2m", "--minimal", "--thread"]
+    with Caller(READ, mount.path / "frozen") as reader:
+        assert reader.answer() == "open"
+        fio = subprocess.Popen(
+            ["fio", *job, *end, f"--filename={mount.path / 'frozen'}"], stdout=subprocess.DEVNULL, cwd=mount.place.root
+        )
+        try:
+            wait_until(lambda: mount.waiting_at_gate() == BACKGROUND, "as many requests wait as the kernel sends")
+            assert in_thread(mount.status).result(PATIENCE)["images"]
+            reader.go_on()
+            wait_until(lambda: mount.waiting_at_gate() == BACKGROUND + 1, "the reader waits as well")
+            reader.interrupt()
+            assert reader.answer() == "EINTR"
+            mount.open_gate()
+            assert fio.wait(PATIENCE) == 0
+        finally:
+            fio.kill()
+
+
 def test_asynchronous_requests_do_not_use_up_what_the_kernel_keeps_for_all(mount: Mount) -> None:
     job = ["--name=job", "--ioengine=libaio", f"--iodepth={COUNT}", "--direct=1", "--bs=4k", "--rw=randread"]
     end = [f"--number_ios={COUNT}", "--filesize=2m", "--minimal", "--thread"]
@@ -95,7 +128,7 @@ def test_asynchronous_requests_do_not_use_up_what_the_kernel_keeps_for_all(mount
 def test_more_requests_than_there_are_slots_all_complete_when_it_thaws(mount: Mount, place: Place) -> None:
     fd = os.open(mount.path / "frozen", os.O_RDONLY | os.O_DIRECT)
     requests = [in_thread(request, fd, number % COUNT | 1) for number in range(1100)]
-    wait_until(lambda: mount.waiting_at_gate() == 1024, "all slots are taken")
+    wait_until(lambda: mount.waiting_at_gate() == SLOTS, "all slots are taken")
     (record,) = (place.state / "mounts").glob("*.json")
     wait_until(lambda: '"slots_full": true' in record.read_text(), "the mount's record says so")
     mount.open_gate()

@@ -4,6 +4,7 @@ than it says."""
 import errno
 import os
 import random
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from itertools import count
@@ -46,6 +47,7 @@ STACKS: Mapping[str, list[dict[str, Any]]] = {
     "ssd, each write durable": [{"persist": "write"}],
     "pmem": [{"media": "pmem"}],
     "written back all the time": [{"max_dirty_age": "1ms"}],
+    "in groups all the time": [{"max_dirty_age": "1ms", "order": "grouped"}],
     "two": [{"media": "ssd"}, {"media": "pmem", "size": "32MiB", "max_dirty_age": "20ms"}],
 }
 
@@ -109,6 +111,39 @@ def test_what_a_dirty_layer_hid_shows_again_when_it_is_discarded(place: Place, m
     assert (mount.path / "disk").read_bytes()[:5] == b"lower"
     discard.write_text("0 dirty")
     assert (mount.path / "disk").read_bytes()[:5] == b"below"
+
+
+def test_in_mid_group_a_dirty_layer_is_discarded_only_if_torn_will_do(
+    place: Place, mounted: Callable[..., Mount]
+) -> None:
+    place.image("disk", size=SIZE)
+    place.layers = [GATE, rwl(place, order="grouped")]
+    mount = mounted()
+    with (mount.path / "disk").open("r+b", buffering=0) as file:
+        for number in range(5):
+            os.pwrite(file.fileno(), b"new!", number << 16)
+            os.fsync(file.fileno())
+    mount.close_gate()
+    with subprocess.Popen(["sh", "-c", f"echo 1 > {mount.control}/images/disk/flush"]):
+        wait_until(lambda: mount.waiting_at_gate() > 0, "the write-back is under way")
+        for target in (mount.path, place.config):
+            refused = fusecache("discard", target, "disk", "--layer", "1", "--dirty", "--yes")
+            assert refused.returncode == 3
+            assert "--dirty --torn" in refused.stderr
+        mount.kill()
+    assert "generations 1 to 5" in fusecache("inspect", next(place.pools.glob("*.1.pool"))).stdout
+    refused = fusecache("discard", place.config, "disk", "--layer", "1", "--dirty", "--yes")
+    assert refused.returncode == 3
+    assert "in the middle of a group" in refused.stderr
+    again = mounted()
+    discard = again.control / "images" / "disk" / "discard"
+    assert outcome(discard.write_text, "1 torn") == errno.EINVAL
+    assert outcome(discard.write_text, "1 dirty") == errno.EBUSY
+    assert "in the middle of a group" in discard.with_name("last_error").read_text()
+    discard.write_text("1 dirty torn")
+    assert not list(place.pools.iterdir())
+    again.open_gate()
+    assert (again.path / "disk").read_bytes() == bytes(SIZE)
 
 
 def write_until_refused(fd: int) -> tuple[int, int]:

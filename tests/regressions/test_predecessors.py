@@ -19,6 +19,7 @@ from fusecache.config.schema import LayerConfig, StackConfig
 from fusecache.stack.assemble import Stack, open_stack
 from fusecache.stack.drop import drop_layer
 from fusecache.state.store import StateStore
+from fusecache.testing.file_sync import ThreadFileSync
 from tests.support.images import Call, opened, write
 from tests.support.places import directory_backend, running_completions
 
@@ -65,6 +66,7 @@ class Host:
                     configured=self.config,
                     store=StateStore(self.state),
                     completions=completions,
+                    file_sync=ThreadFileSync(completions),
                     emit=lambda kind, text: None,
                     **options,
                 ) as stack,

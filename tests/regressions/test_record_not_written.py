@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from fusecache.mount import _FullReport
+from fusecache.state.full_report import FullReport
 from fusecache.state.store import MountRecord, StateStore
 
 RECORD = MountRecord("/mnt", pid=1, config="/etc/config.toml", started=0.0, backend="directory:/images")
@@ -45,14 +45,14 @@ async def test_a_record_that_cannot_be_written_is_only_logged(
     shutil.rmtree(tmp_path / "mounts")
     with caplog.at_level(logging.WARNING):
         async with trio.open_nursery() as nursery:
-            _FullReport(store, RECORD, lambda kind, text: None, nursery)(full)
+            FullReport(store, RECORD, lambda kind, text: None, nursery)(full)
     assert "the mount's record is not up to date" in caplog.text
 
 
 async def test_nobody_waits_for_a_record_and_only_the_latest_state_is_written(tmp_path: Path) -> None:
     store = SlowStore(tmp_path)
     async with trio.open_nursery() as nursery:
-        report = _FullReport(store, RECORD, lambda kind, text: None, nursery)
+        report = FullReport(store, RECORD, lambda kind, text: None, nursery)
         report(True)
         await store.begun.wait()
         for full in (False, True, False):
@@ -65,7 +65,7 @@ async def test_nobody_waits_for_a_record_and_only_the_latest_state_is_written(tm
 async def test_a_record_that_is_still_being_written_when_the_mount_ends_is_not_left_behind(tmp_path: Path) -> None:
     store = SlowStore(tmp_path)
     async with trio.open_nursery() as nursery:
-        report = _FullReport(store, RECORD, lambda kind, text: None, nursery)
+        report = FullReport(store, RECORD, lambda kind, text: None, nursery)
         report(True)
         await store.begun.wait()
         report.remove()

@@ -28,7 +28,7 @@ def completions() -> Iterator[Completions]:
 @pytest.fixture
 def ring(completions: Completions) -> Iterator[Ring]:
     allowed = os.sched_getaffinity(0)
-    ring = open_ring(completions, near=True)
+    ring = open_ring(completions)
     if ring is None:
         pytest.skip("the kernel refuses io_uring")
     yield ring
@@ -73,4 +73,25 @@ def test_the_threads_that_run_follow_the_loop_and_leave_it_when_there_is_more_th
         settle(completions)
         assert all(os.sched_getaffinity(worker) == allowed for worker in workers())
     finally:
+        os.close(fd)
+
+
+def test_another_ring_knows_where_the_threads_are(completions: Completions, ring: Ring, tmp_path: Path) -> None:
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    allowed = os.sched_getaffinity(0)
+    other = open_ring(completions)
+    assert other is not None
+    try:
+        results: list[int] = []
+        for _ in range(SOME * 2):
+            other.fdatasync(fd, results.append)
+            settle(completions)
+        assert results == [0] * SOME * 2
+        for _ in range(2):
+            ring.write(fd, 0, memoryview(bytearray(4096)), results.append)
+            completions.hand_over()
+        settle(completions)
+        assert all(os.sched_getaffinity(worker) == allowed for worker in workers())
+    finally:
+        other.close()
         os.close(fd)

@@ -4,7 +4,7 @@ Owns a layer whose dirty data, pace and failures a test decides. Everything else
 """
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -108,7 +108,7 @@ class World:
         missing: tuple[MissingLayer, ...] = (),
         release_after: float = 0.0,
         owner: Ownership = OWNER,
-        metrics: Callable[[], str] = lambda: "metrics\n",
+        metrics: Callable[[], Iterable[str]] = lambda: ["metrics\n"],
     ) -> None:
         self.backend = MemoryBackend(names=dict.fromkeys(names, 4096))
         self.config = StackConfig.model_validate(
@@ -120,7 +120,7 @@ class World:
         self.missing = missing
         self.events = EventLog()
         self.left = KnownLeft()
-        self.dropped: list[tuple[str, int, bool]] = []
+        self.dropped: list[tuple[str, int, bool, bool]] = []
         self.drop_failure: Exception | None = None
         self.held_dirty: dict[str, int] = {}
         self.open_failure: Exception | None = None
@@ -149,19 +149,25 @@ class World:
     def _apply_rates(self, image: Image) -> None:
         self.tree.rates.apply(image)
 
-    def leave_dirty(self, name: str, size: int, index: int = 0) -> None:
-        """Have an image look as an earlier mount left it: with dirty data in the layer of that index, the only one."""
+    def leave_dirty(self, name: str, size: int, index: int = 0, *, noted: bool = True) -> None:
+        """Have an image look as an earlier mount left it: with dirty data in the layer of that index, the only one.
+
+        Args:
+            noted: the mount closed it; otherwise it was killed, and nobody knows how much is dirty.
+        """
         identity = self.backend.images[name].identity
         layer = ManifestLayer(index=index, plugin="held", dirty=True)
         manifest = Manifest(identity=identity.text, epoch=1, host="0" * 32, layers=(layer,))
-        self.left.images[self.backend.images[name].key] = Left(manifest, LayerState.DIRTY)
+        self.left.images[self.backend.images[name].key] = Left(
+            manifest, LayerState.DIRTY, {index: size} if noted else None
+        )
         self.held_dirty[name] = size
 
-    async def _drop_layer(self, name: str, index: int, dirty: bool) -> None:
+    async def _drop_layer(self, name: str, index: int, dirty: bool, torn: bool) -> None:
         await trio.lowlevel.checkpoint()
         if self.drop_failure is not None:
             raise self.drop_failure
-        self.dropped.append((name, index, dirty))
+        self.dropped.append((name, index, dirty, torn))
 
     @asynccontextmanager
     async def _open_stack(self, name: str) -> AsyncIterator[Stack]:

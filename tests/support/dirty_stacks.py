@@ -24,6 +24,7 @@ from fusecache.stack.discover import load
 from fusecache.stack.drop import drop_layer
 from fusecache.state.image_state import ImageState
 from fusecache.state.store import StateStore
+from fusecache.testing.file_sync import ThreadFileSync
 from tests.support.places import directory_backend, running_completions
 from tests.support.project import ROOT
 from tests.support.writeback_layer import WritebackLayer, WritebackPlugin
@@ -85,6 +86,7 @@ async def stack_open(images: Path, state: Path, *indexes: int, **options: Any) -
             configured=stack_config(*indexes),
             store=StateStore(state),
             completions=completions,
+            file_sync=ThreadFileSync(completions),
             emit=lambda kind, text: None,
             **options,
         ) as stack,
@@ -153,9 +155,9 @@ class _Doom:
 
 
 async def _carry_out(images: Path, state: Path, command: str, doom: _Doom) -> None:
-    if command in ("drop", "drop elsewhere"):
+    if command.startswith("drop"):
         doom.armed = True
-        await dropped(images, state, dirty=True, take_over=command == "drop elsewhere")
+        await dropped(images, state, dirty=True, torn="torn" in command, take_over="elsewhere" in command)
         os._exit(0)
     doom.armed = command == "take over"
     async with stack_open(images, state, 0, take_over=doom.armed) as stack:
@@ -167,6 +169,12 @@ async def _carry_out(images: Path, state: Path, command: str, doom: _Doom) -> No
             await stack.writeback()
             doom.armed = True
             await layer_of(stack).mark.clear()
+        if command in ("tear", "mend"):
+            doom.armed = command == "tear"
+            await layer_of(stack).mark.tear()
+            doom.armed = True
+        if command == "mend":
+            await layer_of(stack).mark.mend()
         os._exit(0)
 
 

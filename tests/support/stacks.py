@@ -28,6 +28,7 @@ from fusecache.stack.assemble import Stack, open_stack
 from fusecache.stack.discover import load
 from fusecache.state.manifest import Manifest
 from fusecache.state.store import StateStore
+from fusecache.testing.file_sync import ThreadFileSync
 from fusecache.testing.memory import MemoryBackend
 from fusecache_passthrough import PassthroughLayer
 
@@ -127,6 +128,7 @@ async def opener(backend: MemoryBackend, store: StateStore, events: list[tuple[s
         configured=None,
         store=store,
         completions=completions,
+        file_sync=ThreadFileSync(completions),
         emit=lambda kind, text: events.append((kind, text)),
     )
     completions.close()

@@ -38,6 +38,7 @@ def test_every_verb_explains_itself(verb: str) -> None:
         ["flush", "place", "--layer", "0"],
         ["flush", "place", "image", "--layer", "-1"],
         ["discard", "place", "image"],
+        ["discard", "place", "image", "--layer", "0", "--torn"],
         ["events"],
         ["status", "--colour"],
     ],

@@ -14,7 +14,7 @@ async def test_every_hop_of_every_open_image_is_counted(nursery: trio.Nursery) -
         image = world.registry.opened("a")
         assert image is not None
         await image.top.write(0, memoryview(b"x" * 512))
-        hops = list(hops_of(world.registry.all_open(), "memory"))
+        hops = [hop for image in hops_of(world.registry, "memory") for hop in image]
         assert [(hop.image, hop.layer, hop.plugin) for hop in hops] == [
             (name, layer, plugin)
             for name in ("a", "b")

@@ -84,10 +84,39 @@ async def test_a_mistake_in_the_flush_of_all_is_an_event(nursery: trio.Nursery) 
     assert "command-failed .control/flush: .control/flush: found 'everything'" in await world.read("events")
 
 
-async def test_a_snapshot_is_not_supported_once_it_is_understood(nursery: trio.Nursery) -> None:
+async def test_a_snapshot_is_made_once_of_an_image_that_is_open_or_not(nursery: trio.Nursery) -> None:
     world = World(nursery)
     assert await world.write("images/disk/snapshot", "a/b") == errno.EINVAL
-    assert await world.write("images/disk/snapshot", "before") == errno.EOPNOTSUPP
+    assert await world.write("images/disk/snapshot", "closed") == 0
+    async with world.opened() as (layer,):
+        layer.dirty = 100
+        assert await world.write("images/disk/snapshot", "open\n") == 0
+        assert layer.dirty == 0
+        assert await world.write("images/disk/snapshot", "closed") == errno.EEXIST
+        assert "snapshot 'closed'" in await world.read("images/disk/last_error")
+    assert {info.name for info in await world.backend.snapshots("disk")} == {"disk@closed", "disk@open"}
+
+
+async def test_a_snapshot_is_not_made_where_write_back_fails(nursery: trio.Nursery) -> None:
+    world = World(nursery)
+    async with world.opened() as (layer,):
+        layer.failure = OSError(errno.EIO, "the pool is broken")
+        assert await world.write("images/disk/snapshot", "before") == errno.EIO
+    assert "snapshot before: [Errno 5] the pool is broken" in await world.read("images/disk/last_error")
+    assert not await world.backend.snapshots("disk")
+
+
+async def test_reading_snapshot_tells_how_far_its_write_back_has_come(nursery: trio.Nursery) -> None:
+    world = World(nursery)
+    async with world.opened() as (layer,):
+        layer.dirty, layer.gate = 100, trio.Event()
+        write = await world.start("images/disk/snapshot", "before")
+        await layer.started.wait()
+        assert (await world.read("images/disk/snapshot")).startswith("100 bytes left")
+        assert await world.read("images/disk/flush") == "idle\n"
+        layer.gate.set()
+        assert await write.result() == 0
+    assert await world.read("images/disk/snapshot") == "idle\n"
 
 
 async def test_a_layer_that_is_left_out_takes_no_commands(nursery: trio.Nursery) -> None:
@@ -297,7 +326,7 @@ async def test_a_discard_does_not_open_an_image(nursery: trio.Nursery) -> None:
     world = World(nursery, indexes=(0, 1))
     for text in ("0", "1 dirty\n", "7 dirty torn"):
         assert await world.write("images/disk/discard", text) == 0
-    assert world.dropped == [("disk", 0, False), ("disk", 1, True), ("disk", 7, True)]
+    assert world.dropped == [("disk", 0, False, False), ("disk", 1, True, False), ("disk", 7, True, True)]
     assert world.opened_names == []
 
 

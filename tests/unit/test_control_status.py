@@ -11,6 +11,7 @@ import trio.testing
 from fusecache.api.backend import ImageInfo
 from fusecache.api.errors import FusecacheError, ImageNotFound
 from fusecache.api.layer import LayerState, LayerStatus
+from fusecache.cli.status import image_row
 from fusecache.control.view import LayerView, worst_state
 from fusecache.stack.assemble import MissingLayer
 from tests.support.controlled import World
@@ -204,6 +205,17 @@ def test_an_image_is_as_bad_as_its_worst_layer() -> None:
     for count, state in enumerate(LayerState, 1):
         assert worst_state(views[:count]) is worst_state(views[:count][::-1]) is state
     assert worst_state(()) is LayerState.CLEAN
+
+
+async def test_how_much_was_left_dirty_is_told_where_it_is_known(nursery: trio.Nursery) -> None:
+    world = World(nursery, names=("a", "b"), indexes=(0,))
+    for noted, value, text, shown in ((True, 3 << 20, str(3 << 20), "3MiB"), (False, None, "unknown", "?")):
+        world.leave_dirty("a", 3 << 20, noted=noted)
+        left = json.loads(await world.read("images/a/status.json"))
+        assert left["layers"][0]["dirty_bytes"] == value
+        assert await world.read("images/a/layers/0/dirty_bytes") == f"{text}\n"
+        assert shown in (await world.read("images/a/status")).split()
+        assert image_row(left)[5] == shown
 
 
 async def test_an_image_left_dirty_shows_the_layers_it_will_be_opened_with(nursery: trio.Nursery) -> None:

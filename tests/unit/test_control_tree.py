@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import stat
+from collections.abc import Iterator
 
 import pytest
 import trio
@@ -174,7 +175,8 @@ async def test_commands_take_writes_at_any_offset(nursery: trio.Nursery) -> None
 async def test_a_report_that_fails_is_eio_and_logged_and_nothing_else(
     nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail() -> str:
+    def fail() -> Iterator[str]:
+        yield ""
         raise ZeroDivisionError("in the metrics")
 
     world = World(nursery, metrics=fail)

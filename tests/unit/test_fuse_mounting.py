@@ -60,6 +60,24 @@ def test_a_mountpoint_is_found_through_a_link_above_it(monkeypatch: pytest.Monke
     assert find_mount(Path("link/mnt")) == entry
 
 
+def test_a_mountpoint_is_found_through_links_to_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "real" / "mnt").mkdir(parents=True)
+    for name, target in {
+        "link": "real/mnt",
+        "absolute": str(tmp_path / "real" / "mnt"),
+        "chain": "real/../link/",
+        "loop": "loop",
+    }.items():
+        (tmp_path / name).symlink_to(target)
+    entry = MountEntry(tmp_path / "real" / "mnt", "tmpfs", "x")
+    monkeypatch.setattr(mounting, "mounts", lambda: [entry])
+    monkeypatch.chdir(tmp_path)
+    for name in ("link", "absolute", "chain", "link/"):
+        assert find_mount(Path(name)) == entry
+    for name in ("loop", "real", "nothing", "real/mnt/link"):
+        assert find_mount(Path(name)) is None
+
+
 def test_an_empty_directory_can_be_mounted_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mnt").mkdir()
     monkeypatch.chdir(tmp_path)

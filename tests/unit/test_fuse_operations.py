@@ -284,7 +284,7 @@ async def test_images_are_created_renamed_and_removed(handles: Handles) -> None:
         assert (entry.st_size, list(handles.files)) == (0, [info.fh])
         assert (await ops.getattr(entry.st_ino, CTX)).st_ino == entry.st_ino
         with refused(errno.EEXIST):
-            await ops.create(ROOT, b"disk", 0o600, os.O_RDWR, CTX)
+            await ops.create(ROOT, b"disk", 0o600, os.O_RDWR | os.O_EXCL, CTX)
         with refused(errno.EEXIST):
             await ops.rename(ROOT, b"new", ROOT, b"disk", 0, CTX)
         await ops.rename(ROOT, b"new", ROOT, b"newer", pyfuse3.RENAME_NOREPLACE, CTX)

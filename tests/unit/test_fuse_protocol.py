@@ -180,7 +180,7 @@ def test_a_new_kernel_is_asked_for_what_pyfuse3_cannot_say() -> None:
         ATOMIC_O_TRUNC | BIG_WRITES | POSIX_LOCKS | FLOCK_LOCKS | AUTO_INVAL_DATA | WRITEBACK_CACHE | READDIRPLUS_AUTO
     )
     flags = ATOMIC_O_TRUNC | BIG_WRITES | ASYNC_DIO | PARALLEL_DIROPS | DO_READDIRPLUS | MAX_PAGES | INIT_EXT
-    assert adjust_init(request, reply, max_write=1 << 20, slots=1024) == (
+    assert adjust_init(request, reply, max_write=1 << 20, background=1024) == (
         u(4, 80, 0)
         + u(8, 2)
         + u(4, 7, 38, 65536, flags)
@@ -207,7 +207,7 @@ def test_a_new_kernel_is_asked_for_what_pyfuse3_cannot_say() -> None:
     ids=["7.31", "no second word", "one flag", "no flags", "another flag", "a second word"],
 )
 def test_a_kernel_is_asked_only_for_what_it_offers(request_: bytes, expected: int, expected2: int) -> None:
-    adjusted = adjust_init(request_, init_reply(0), max_write=1 << 20, slots=1024)
+    adjusted = adjust_init(request_, init_reply(0), max_write=1 << 20, background=1024)
     fields = protocol.INIT_OUT.unpack_from(adjusted, 16)
     assert (fields[3], fields[10]) == (expected, expected2)
     assert fields[:3] == (7, 38, 65536)
@@ -233,4 +233,4 @@ def test_a_kernel_says_whether_direct_openers_leave_the_pages_of_others_true(req
 )
 def test_a_reply_to_init_that_says_too_little_is_refused(reply: bytes) -> None:
     with pytest.raises(ValueError, match="needed: 0 and a 64-byte body"):
-        adjust_init(init_request(0), reply, max_write=1 << 20, slots=1024)
+        adjust_init(init_request(0), reply, max_write=1 << 20, background=1024)

@@ -69,7 +69,7 @@ async def test_init_is_recorded_and_its_reply_says_what_pyfuse3_cannot(served: S
     reply = await served.kernel.reply()
     flags = 1 << 13 | 1 << 15 | 1 << 18 | 1 << 22 | 1 << 30
     assert reply.body == (
-        u(4, 7, 38, 65536, flags) + u(2, 8, 6) + u(4, 1 << 20, 1) + u(2, 256, 0) + u(4, 1 << 4, 0) + bytes(24)
+        u(4, 7, 38, 65536, flags) + u(2, 960, 720) + u(4, 1 << 20, 1) + u(2, 256, 0) + u(4, 1 << 4, 0) + bytes(24)
     )
     assert served.channel.serving.is_set()
     assert os.pread(served.channel.memory.fd, len(request), 64) == request

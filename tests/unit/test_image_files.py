@@ -4,10 +4,12 @@ import errno
 import os
 
 import pytest
+import trio
 from trio.testing import wait_all_tasks_blocked
 
-from fusecache.api import DONE
+from fusecache.api import DONE, ImageInfo
 from fusecache.api.errors import (
+    ImageExists,
     ImageGone,
     ImageNotFound,
     NotPermitted,
@@ -16,6 +18,7 @@ from fusecache.api.errors import (
     VolumeReadOnly,
 )
 from fusecache.images.files import FilePolicy, ImageFile, ImageNode, RootDirectory, image_inode
+from fusecache.images.node import FileNode, OpenFile
 from fusecache.testing.claims import FreeClaim
 from fusecache.testing.gated import GatedVolume
 from fusecache.testing.harness import put
@@ -121,6 +124,63 @@ async def test_its_creator_grows_an_image_by_writing() -> None:
         other = await opened(images, name="new", policy=CLOSED)
         with pytest.raises(OutOfRange):
             other.clip(1010, 1)
+
+
+async def test_of_two_who_create_a_name_at_once_the_second_opens_what_the_first_made() -> None:
+    async with shelf("disk") as images, trio.open_nursery() as nursery:
+        root = RootDirectory(images.registry, Folder(inode=2), OPEN)
+        made: list[tuple[FileNode, OpenFile]] = []
+
+        async def create(flags: int) -> None:
+            made.append(await root.create("new", flags))
+
+        for _ in range(3):
+            nursery.start_soon(create, os.O_CREAT | os.O_RDWR)
+        await wait_all_tasks_blocked()
+        assert len({node.inode for node, _ in made}) == 1
+        assert sorted(file.creator for _, file in made) == [False, False, True]
+        with pytest.raises(ImageExists):
+            await root.create("new", os.O_CREAT | os.O_EXCL | os.O_RDWR)
+        for _, file in made:
+            file.close()
+    assert images.closed == ["new"]
+
+
+async def test_the_second_to_create_a_name_waits_until_the_image_is_whole() -> None:
+    async with shelf("disk") as images, trio.open_nursery() as nursery:
+        root = RootDirectory(images.registry, Folder(inode=2), OPEN)
+        half, order = trio.Event(), []
+        create = images.backend.create
+
+        async def create_slowly(name: str, size: int) -> ImageInfo:
+            order.append("begun")
+            info = await create(name, size)
+            await half.wait()
+            order.append("whole")
+            return info
+
+        images.backend.create = create_slowly  # type: ignore[method-assign]
+        for _ in range(2):
+            nursery.start_soon(root.create, "new", os.O_CREAT | os.O_RDWR)
+        await wait_all_tasks_blocked()
+        assert (order, images.begun) == (["begun"], [])
+        half.set()
+        await wait_all_tasks_blocked()
+        assert order[:2] == ["begun", "whole"]
+        assert images.registry.all_open()[0].openers == 2
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_taken_name_without_an_image_stays_taken() -> None:
+    async with shelf("disk") as images:
+
+        async def taken(name: str, size: int) -> ImageInfo:
+            raise ImageExists("the name is taken; `rbd rm` clears it away")
+
+        images.backend.create = taken  # type: ignore[method-assign]
+        root = RootDirectory(images.registry, Folder(inode=2), OPEN)
+        with pytest.raises(ImageExists, match="clears it away"):
+            await root.create("new", os.O_CREAT | os.O_RDWR)
 
 
 async def test_a_write_that_cannot_make_the_image_grow_fails() -> None:

@@ -23,15 +23,16 @@ SAMPLE = Manifest(
             options={"size": "20GiB", "path": "/mnt/Größe", "keep_clean": True},
             artifacts=("/mnt/rwl.2.pool",),
             dirty=True,
+            torn=True,
         ),
     ),
 )
 SAMPLE_BYTES = (
-    b"fusecache-manifest 1 crc32c 81fc505e\n"
+    b"fusecache-manifest 2 crc32c 84ced3a6\n"
     b'{"epoch":3,"host":"0123456789abcdef0123456789abcdef","identity":"directory:6f1c:12","layers":['
-    b'{"artifacts":[],"dirty":false,"index":0,"options":{},"plugin":"passthrough"},'
+    b'{"artifacts":[],"dirty":false,"index":0,"options":{},"plugin":"passthrough","torn":false},'
     b'{"artifacts":["/mnt/rwl.2.pool"],"dirty":true,"index":2,'
-    b'"options":{"keep_clean":true,"path":"/mnt/Gr\xc3\xb6\xc3\x9fe","size":"20GiB"},"plugin":"rwl"}]}\n'
+    b'"options":{"keep_clean":true,"path":"/mnt/Gr\xc3\xb6\xc3\x9fe","size":"20GiB"},"plugin":"rwl","torn":true}]}\n'
 )
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -55,7 +56,8 @@ def manifests(draw: st.DrawFn) -> Manifest:
             plugin=draw(texts),
             options=draw(options),
             artifacts=tuple(draw(st.lists(texts, max_size=3))),
-            dirty=draw(st.booleans()),
+            dirty=(dirty := draw(st.booleans())),
+            torn=dirty and draw(st.booleans()),
         )
         for index in indexes
     ]
@@ -63,7 +65,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
     return Manifest(identity=draw(texts), epoch=epoch, host=draw(texts), layers=tuple(layers))
 
 
-def with_body(body: bytes, version: int = 1) -> bytes:
+def with_body(body: bytes, version: int = 2) -> bytes:
     """Return *body* under a header that fits it."""
     return b"fusecache-manifest %d crc32c %08x\n%b" % (version, crc32c(body), body)
 
@@ -104,21 +106,21 @@ def test_no_cut_or_longer_file_is_a_manifest() -> None:
 
 @given(st.binary(max_size=100))
 def test_junk_is_refused(junk: bytes) -> None:
-    for data in (junk, b"fusecache-manifest 1 " + junk, with_body(junk)):
+    for data in (junk, b"fusecache-manifest 2 " + junk, with_body(junk)):
         with pytest.raises(CorruptState):
             decode(data)
 
 
 def test_another_version_is_refused_with_both_named() -> None:
-    with pytest.raises(CorruptState, match="has format version 2, this fusecache reads version 1"):
-        decode(with_body(b"whatever comes then", version=2))
+    with pytest.raises(CorruptState, match="has format version 1, this fusecache reads version 2"):
+        decode(with_body(b"whatever comes then", version=1))
     with pytest.raises(CorruptState, match="has format version 7"):
         decode(b"fusecache-manifest 7 another checksum\n")
 
 
 def test_a_wrong_checksum_is_refused_with_both_named() -> None:
-    with pytest.raises(CorruptState, match="found 'crc32c 00000000', computed crc32c 81fc505e"):
-        decode(SAMPLE_BYTES.replace(b"81fc505e", b"00000000"))
+    with pytest.raises(CorruptState, match="found 'crc32c 00000000', computed crc32c 84ced3a6"):
+        decode(SAMPLE_BYTES.replace(b"84ced3a6", b"00000000"))
 
 
 @pytest.mark.parametrize(
@@ -134,6 +136,7 @@ def test_a_wrong_checksum_is_refused_with_both_named() -> None:
         ({"layers": [{"index": -1, "plugin": "rwl"}]}, "layers.0.index"),
         ({"layers": [{"index": i, "plugin": "rwl"} for i in (1, 0)]}, r"\[1, 0\]"),
         ({"layers": [{"index": i, "plugin": "rwl"} for i in (1, 1)]}, r"\[1, 1\]"),
+        ({"layers": [{"index": 0, "plugin": "rwl", "torn": True}]}, "torn and not dirty"),
         ({"layers": [{"index": 0, "plugin": "rwl"}]}, "canonical"),
     ],
 )

@@ -9,24 +9,21 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fusecache.api.layer import LayerState, LayerStatus
 from fusecache.metrics import names
-from fusecache.metrics.export import prometheus_text
-from fusecache.metrics.registry import Hop, Sources, make_registry
+from fusecache.metrics.registry import Hop, Sources, scrape
 from fusecache.stack.stats import LinkStats, Op
 
 
-def scrape(hops: Sequence[Hop] = (), *, backend: str = "directory", running: int = 0) -> dict[str, Metric]:
-    registry = make_registry(
-        Sources(
-            version="1.2.3",
-            backend=backend,
-            operations=tuple(Op),
-            hops=lambda: hops,
-            open_images=lambda: len({hop.image for hop in hops}),
-            running_commands=lambda: running,
-            slots_in_use=lambda: 5,
-        )
+def scraped(hops: Sequence[Hop] = (), *, backend: str = "directory", running: int = 0) -> dict[str, Metric]:
+    sources = Sources(
+        version="1.2.3",
+        backend=backend,
+        operations=tuple(Op),
+        hops=lambda: [[hop] for hop in hops],
+        open_images=lambda: len({hop.image for hop in hops}),
+        running_commands=lambda: running,
+        slots_in_use=lambda: 5,
     )
-    return {family.name: family for family in text_string_to_metric_families(prometheus_text(registry))}
+    return {family.name: family for family in text_string_to_metric_families("".join(scrape(sources)))}
 
 
 def value(families: dict[str, Metric], sample: str, **labels: str) -> float:
@@ -45,7 +42,7 @@ def hop(image: str = "disk", status: LayerStatus | None = None) -> Hop:
 
 
 def test_a_mount_without_open_images_tells_of_itself() -> None:
-    families = scrape(running=2)
+    families = scraped(running=2)
     assert value(families, "fusecache_build", version="1.2.3", backend="directory") == 1
     assert value(families, "fusecache_open_images") == 0
     assert value(families, "fusecache_running_commands") == 2
@@ -54,7 +51,7 @@ def test_a_mount_without_open_images_tells_of_itself() -> None:
 
 def test_all_names_begin_alike_and_are_in_the_one_file() -> None:
     known = {each.name for each in vars(names).values() if isinstance(each, names.Metric)}
-    shown = scrape([hop(), hop(status=LayerStatus())])
+    shown = scraped([hop(), hop(status=LayerStatus())])
     assert {name for name in shown if not name.startswith("fusecache_")} == set()
     assert set(shown) == known
 
@@ -64,7 +61,7 @@ def test_requests_are_counted_by_image_layer_and_operation() -> None:
     writes = top.figures[Op.WRITE]
     writes.bytes, writes.errors = 8192, 1
     writes.latency[12] += 2
-    families = scrape([top, hop(), hop("other")])
+    families = scraped([top, hop(), hop("other")])
     labels = {"image": "disk", "layer": "0", "plugin": "held", "operation": "write"}
     assert value(families, "fusecache_requests_total", **labels) == 2
     assert value(families, "fusecache_request_bytes_total", **labels) == 8192
@@ -77,7 +74,7 @@ def test_durations_are_a_cumulative_histogram() -> None:
     one = hop()
     latency = one.figures[Op.READ].latency
     latency[3], latency[12], latency[13], latency[60] = 1, 2, 4, 8
-    families = scrape([one])
+    families = scraped([one])
     name = "fusecache_request_duration_seconds"
     buckets = {float(each.labels["le"]): each.value for each in families[name].samples if each.name == f"{name}_bucket"}
     assert buckets[2**10 / 1e9] == 1
@@ -92,7 +89,7 @@ def test_durations_are_a_cumulative_histogram() -> None:
 
 def test_layers_tell_their_state_and_sizes() -> None:
     status = LayerStatus(state=LayerState.DIRTY, dirty_bytes=1, used_bytes=2, size_bytes=3, hits=4, misses=5)
-    families = scrape([hop(status=status)])
+    families = scraped([hop(status=status)])
     assert value(families, "fusecache_layer_state", state="dirty") == 1
     assert value(families, "fusecache_layer_state", state="clean") == 0
     assert value(families, "fusecache_layer_dirty_bytes") == 1
@@ -103,11 +100,17 @@ def test_layers_tell_their_state_and_sizes() -> None:
 
 
 def test_the_age_of_dirty_data_shows_only_where_there_is_any() -> None:
-    assert not scrape([hop(status=LayerStatus())])["fusecache_layer_oldest_dirty_seconds"].samples
-    families = scrape([hop(status=LayerStatus(oldest_dirty_seconds=1.5))])
+    assert not scraped([hop(status=LayerStatus())])["fusecache_layer_oldest_dirty_seconds"].samples
+    families = scraped([hop(status=LayerStatus(oldest_dirty_seconds=1.5))])
     assert value(families, "fusecache_layer_oldest_dirty_seconds") == 1.5
 
 
 @pytest.mark.parametrize(("name", "label"), [('a"b\\c', 'a"b\\c'), ("two\nlines", "two\nlines"), ("\udc80", "\\udc80")])
 def test_any_image_name_makes_a_label(name: str, label: str) -> None:
-    assert value(scrape([hop(name)]), "fusecache_requests_in_flight", image=label) == 0
+    assert value(scraped([hop(name)]), "fusecache_requests_in_flight", image=label) == 0
+
+
+def test_what_looks_like_a_comment_in_an_image_name_is_none() -> None:
+    hops = [hop(f"{number}\u2028# x") for number in range(200)]
+    (in_flight,) = (family for name, family in scraped(hops).items() if name == "fusecache_requests_in_flight")
+    assert [sample.labels["image"] for sample in in_flight.samples] == [each.image for each in hops]

@@ -25,6 +25,7 @@ from fusecache.api import (
     joined,
 )
 from fusecache.testing.faulty import Fault, FaultyVolume
+from fusecache.testing.file_sync import ThreadFileSync
 from fusecache.testing.marks import RecordingMark
 from fusecache.testing.memory import MemoryVolume
 from fusecache_passthrough import PassthroughLayer, plugin
@@ -72,6 +73,7 @@ def context(nursery: trio.Nursery, completions: Completions, state_dir: Path) ->
         epoch=1,
         nursery=nursery,
         completions=completions,
+        file_sync=ThreadFileSync(completions),
         emit=lambda kind, text: None,
         dirty=RecordingMark(),
     )

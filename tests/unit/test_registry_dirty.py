@@ -55,7 +55,7 @@ class Kept:
         self.pools: dict[str, Pool] = {}
         self.events: list[str] = []
         self.closed = 0
-        self.drops: list[tuple[str, int, bool]] = []
+        self.drops: list[tuple[str, int, bool, bool]] = []
         self.dropping = trio.Event()
         self.dropping.set()
         self.configured: StackConfig | None = None
@@ -84,9 +84,9 @@ class Kept:
             nursery.cancel_scope.cancel()
         self.closed += 1
 
-    async def _drop(self, name: str, index: int, dirty: bool) -> None:
+    async def _drop(self, name: str, index: int, dirty: bool, torn: bool) -> None:
         await self.dropping.wait()
-        self.drops.append((name, index, dirty))
+        self.drops.append((name, index, dirty, torn))
 
     async def info(self, name: str = "disk") -> ImageInfo:
         return await self.backend.lookup(name)
@@ -234,7 +234,7 @@ async def test_a_layer_of_a_closed_image_is_dropped_while_whoever_wants_it_waits
         world.dropping.set()
         await wait_all_tasks_blocked()
         assert len(opened) == 1
-        assert world.drops[0] == ("disk", 0, True)
+        assert world.drops[0] == ("disk", 0, True, False)
 
 
 async def test_a_layer_of_a_replaced_image_is_not_dropped() -> None:
@@ -271,5 +271,5 @@ async def test_an_image_s_layers_are_dropped_before_it_is_removed() -> None:
         layers = tuple(LayerConfig(index=index, plugin="writeback") for index in (1, 0))
         world.configured = StackConfig(images=("*",), layers=layers)
         await world.registry.remove("disk")
-        assert world.drops == [("disk", 1, False), ("disk", 0, False)]
+        assert world.drops == [("disk", 1, False, False), ("disk", 0, False, False)]
         assert list(world.backend.images) == ["other"]

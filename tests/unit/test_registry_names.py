@@ -1,5 +1,10 @@
 """Creating, renaming and removing images through the registry; what is shown and what is not."""
 
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
@@ -46,6 +51,49 @@ async def test_a_rename_behind_our_back_is_noticed() -> None:
         assert (await images.registry.lookup("new")).name == "new"
         assert image.name == "new"
         assert images.registry.opened_as(image.info.key) is image
+
+
+async def test_a_name_is_the_image_s_that_was_seen_under_it_last() -> None:
+    async with shelf("disk") as images, images.registry.using("disk") as first:
+        await images.backend.rename("disk", "away")
+        await images.backend.create("disk", 4096)
+        async with images.registry.using("disk") as second:
+            assert images.registry.opened("disk") is second
+            await images.registry.lookup("away")
+            assert images.registry.opened("away") is first
+            assert images.registry.opened("disk") is second
+        await wait_all_tasks_blocked()
+        assert images.registry.opened("disk") is None
+        assert images.registry.opened("away") is first
+    assert images.registry.opened("away") is None
+
+
+@pytest.mark.parametrize("call", ["opened", "release"])
+async def test_finding_one_of_many_open_images_takes_no_longer_than_finding_one_of_few(call: str) -> None:
+    names = [f"disk-{number}" for number in range(200)]
+    async with shelf(*names, release_after=HANG) as images:
+        opened = [await images.registry.acquire(name) for name in names]
+        few = steps(getattr(images.registry, call), names[0] if call == "opened" else opened[0])
+        many = steps(getattr(images.registry, call), names[-1] if call == "opened" else opened[-1])
+        assert many == few
+
+
+def steps(call: Callable[[Any], Any], argument: Any) -> int:
+    """Return how many lines a call runs."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, value: Any) -> Any:
+        nonlocal count
+        count += 1
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call(argument)
+    finally:
+        sys.settrace(before)
+    return count
 
 
 async def test_an_image_in_use_is_not_removed() -> None:

@@ -15,7 +15,9 @@ from fusecache_passthrough import PassthroughLayer
 
 
 class Cache(PassthroughLayer):
-    """A layer that is dirty when the test says so, and tells what it is asked to do."""
+    """A layer that is dirty or torn when the test says so, and tells what it is asked to do."""
+
+    torn = False
 
     def __init__(self, below: Link, index: int, told: list[str]) -> None:
         super().__init__(below)
@@ -119,6 +121,21 @@ async def test_dirty_data_under_dirty_layers_stays(stack: Stack, told: list[str]
     assert told == []
     for index in (5, 2, 0):
         await stack.invalidate(index, dirty=True)
+
+
+async def test_dirty_data_over_a_torn_level_goes_only_if_torn_will_do(stack: Stack, told: list[str]) -> None:
+    soil(stack, 2)
+    layer = stack.layers[1].layer
+    assert isinstance(layer, Cache)
+    layer.torn = True
+    with pytest.raises(LayerDirty, match="layer 2 is dirty"):
+        await stack.invalidate(2, dirty=False)
+    with pytest.raises(LayerDirty, match=r"layer 2 is in the middle of a group .* --layer 2 --dirty --torn"):
+        await stack.invalidate(2, dirty=True)
+    assert told == []
+    await stack.invalidate(2, dirty=True, torn=True)
+    await stack.invalidate(5, dirty=True, torn=True)
+    assert told == ["drop 2 dirty", "drop 5", "drop 5 dirty"]
 
 
 async def test_after_dirty_data_the_clean_copies_above_are_dropped(stack: Stack, told: list[str]) -> None:

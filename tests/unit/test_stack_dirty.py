@@ -1,7 +1,6 @@
 """Marks of dirty layers: durable in order, one change after another, and right after errors and cancellations."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +16,13 @@ from fusecache.stack.dirty import LayerMark
 from fusecache.state.image_state import ImageState
 from fusecache.state.manifest import Manifest, decode, encode
 from fusecache.testing.harness import cancelled_at_each_await
-from tests.support.dirty_stacks import NAME, SIZE, host, layer_of, stack_open, writeback_installed
+from tests.support.dirty_stacks import NAME, layer_of, stack_open
 from tests.support.places import directory_backend
 
 HERE = 32 * "a"
 
 
-@pytest.fixture(autouse=True)
-def installed() -> Iterator[None]:
-    with writeback_installed():
-        yield
-
-
-@pytest.fixture
-async def images(tmp_path: Path) -> Path:
-    path = tmp_path / "images"
-    path.mkdir()
-    async with directory_backend(path) as backend:
-        await backend.create(NAME, SIZE)
-    return path
-
-
-@pytest.fixture
-def here(tmp_path: Path) -> Path:
-    return host(tmp_path / "here", "a")
+pytestmark = pytest.mark.usefixtures("installed")
 
 
 class Steps:
@@ -220,6 +202,90 @@ async def test_a_cancelled_set_or_clear_is_right_after_the_next(images: Path, he
         await cancelled_at_each_await(mark.set, cleared)
         await mark.set()
         await cancelled_at_each_await(mark.clear, set_again)
+
+
+def torn_in(text: bytes) -> list[int]:
+    """Return the layers that are torn by a manifest's text."""
+    return [layer.index for layer in decode(text).layers if layer.torn] if text else []
+
+
+async def torn(stack: Stack, here: Path) -> tuple[list[int], list[int]]:
+    """Return the layers that are torn by the manifest, and by the record, as they are now."""
+    record = await stack.image.record()
+    manifest = here / "images" / stack.identity.digest / "manifest"
+    return torn_in(manifest.read_bytes()), torn_in(b"" if record is None else record.manifest.encode())
+
+
+async def test_torn_is_said_first_in_the_manifest_and_taken_back_first_in_the_record(
+    images: Path, here: Path, steps: Steps
+) -> None:
+    async with stack_open(images, here, 1, 0) as stack:
+        mark, other = mark_of(stack, 1), mark_of(stack, 0)
+        await mark.set()
+        steps.told.clear()
+        await mark.tear()
+        await mark.tear()
+        assert mark.is_torn
+        await other.set()
+        assert await torn(stack, here) == ([1], [1])
+        await mark.mend()
+        await mark.mend()
+        assert [kind for kind, _ in steps.told] == ["manifest", "record"] * 2 + ["record", "manifest"]
+        assert await torn(stack, here) == ([], [])
+        await mark.tear()
+        await mark.clear()
+        assert not mark.is_torn
+        assert await torn(stack, here) == ([], [])
+        assert await durable(stack, here) == ([0], [0])
+
+
+async def test_a_layer_that_is_left_torn_opens_so(images: Path, here: Path) -> None:
+    async with stack_open(images, here, 0) as stack:
+        await stack.top.write(0, memoryview(b"data"))
+        await mark_of(stack).tear()
+    async with stack_open(images, here, 0) as stack:
+        assert mark_of(stack).is_torn
+        assert await torn(stack, here) == ([0], [0])
+
+
+async def test_where_the_record_fails_nothing_is_torn(images: Path, here: Path, steps: Steps) -> None:
+    async with stack_open(images, here, 0) as stack:
+        mark = mark_of(stack)
+        await mark.set()
+        steps.failures["record"] = [OSError("away")]
+        with pytest.raises(OSError, match="away"):
+            await mark.tear()
+        assert not mark.is_torn
+        assert await torn(stack, here) == ([], [])
+        await mark.tear()
+        steps.failures["record"] = [OSError("away")]
+        with pytest.raises(OSError, match="away"):
+            await mark.mend()
+        assert not mark.is_torn
+        assert await torn(stack, here) == ([0], [0])
+    # At the latest the close settles it.
+    async with stack_open(images, here, 0) as stack:
+        assert not mark_of(stack).is_torn
+
+
+async def test_a_cancelled_tear_or_mend_is_right_after_the_next(images: Path, here: Path) -> None:
+    async with stack_open(images, here, 0) as stack:
+        mark = mark_of(stack)
+        await mark.set()
+
+        async def mended(where: str) -> None:
+            assert not mark.is_torn or await torn(stack, here) == ([0], [0]), where
+            await mark.mend()
+            assert await torn(stack, here) == ([], []), where
+
+        async def torn_again(where: str) -> None:
+            assert not mark.is_torn
+            await mark.tear()
+            assert await torn(stack, here) == ([0], [0]), where
+
+        await cancelled_at_each_await(mark.tear, mended)
+        await mark.tear()
+        await cancelled_at_each_await(mark.mend, torn_again)
 
 
 async def test_a_cancelled_set_leaves_a_clean_image_when_the_stack_closes(images: Path, here: Path) -> None:

@@ -3,23 +3,20 @@
 The tables stand in ``fusecache.stack.dirty``, ``fusecache.stack.drop`` and ``fusecache.stack.prepare``.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fusecache.api import ImageRecord, joined
-from fusecache.api.errors import Fenced, ImageBusy, PoolMissing
+from fusecache.api.errors import Fenced, ImageBusy, LayerDirty, PoolMissing
 from tests.support.dirty_stacks import (
     NAME,
-    SIZE,
     dropped,
     host,
     killed_at,
     layer_of,
     pool_of,
     stack_open,
-    writeback_installed,
 )
 from tests.support.places import directory_backend
 
@@ -27,24 +24,7 @@ ALL = 99
 """More steps than there are."""
 
 
-@pytest.fixture(autouse=True)
-def installed() -> Iterator[None]:
-    with writeback_installed():
-        yield
-
-
-@pytest.fixture
-async def images(tmp_path: Path) -> Path:
-    path = tmp_path / "images"
-    path.mkdir()
-    async with directory_backend(path) as backend:
-        await backend.create(NAME, SIZE)
-    return path
-
-
-@pytest.fixture
-def here(tmp_path: Path) -> Path:
-    return host(tmp_path / "here", "a")
+pytestmark = pytest.mark.usefixtures("installed")
 
 
 @pytest.fixture
@@ -163,6 +143,63 @@ async def test_an_image_is_taken_over_by_one_step(images: Path, here: Path, else
     assert not killed_at(images, here, "set", ALL)
     assert killed_at(images, elsewhere, "take over", 0)
     await expect_dirty(images, here, elsewhere)
+
+
+async def expect_torn(images: Path, here: Path, elsewhere: Path) -> None:
+    """No host discards the layer without being told that torn will do; the layer is opened with that word."""
+    for state, options in ((here, {}), (elsewhere, {"take_over": True})):
+        with pytest.raises(LayerDirty, match="`fusecache discard --layer 0 --dirty --torn`"):
+            await dropped(images, state, dirty=True, **options)
+    with pytest.raises(LayerDirty, match="layer 0 is dirty"):
+        await dropped(images, here, torn=True)
+    assert pool_of(here).exists()
+    async with stack_open(images, here) as stack:
+        assert layer_of(stack).mark.is_torn
+        await stack.top.write(0, memoryview(b"data"))
+    with pytest.raises(LayerDirty, match="--torn"):
+        await dropped(images, here, dirty=True)
+
+
+@pytest.mark.parametrize(("command", "step"), [("tear", 0), ("tear", 1), ("mend", 1), ("mend", ALL)])
+async def test_a_layer_that_is_not_torn_by_the_record_is_discarded_as_ever(
+    images: Path, here: Path, elsewhere: Path, command: str, step: int
+) -> None:
+    assert killed_at(images, here, command, step) == (step < ALL)
+    async with stack_open(images, here) as stack:
+        assert not layer_of(stack).mark.is_torn
+        await stack.top.write(0, memoryview(b"data"))
+    await dropped(images, here, dirty=True)
+    await expect_clean(images, here, elsewhere)
+
+
+async def test_a_torn_layer_is_discarded_only_if_torn_will_do(images: Path, here: Path, elsewhere: Path) -> None:
+    assert not killed_at(images, here, "tear", ALL)
+    await expect_torn(images, here, elsewhere)
+    await dropped(images, here, dirty=True, torn=True)
+    await expect_clean(images, here, elsewhere)
+
+
+async def test_a_layer_is_torn_until_the_record_is_without_it_on_another_host_too(
+    images: Path, here: Path, elsewhere: Path
+) -> None:
+    assert killed_at(images, here, "mend", 0)
+    await expect_torn(images, here, elsewhere)
+    await dropped(images, elsewhere, dirty=True, torn=True, take_over=True)
+    # What is fenced goes below no more, so it tears nothing.
+    await dropped(images, here, dirty=True)
+    await expect_clean(images, here, elsewhere, epoch=3)
+
+
+async def test_dropping_a_torn_layer_can_be_repeated(images: Path, here: Path, elsewhere: Path) -> None:
+    assert not killed_at(images, here, "tear", ALL)
+    assert killed_at(images, here, "drop torn", 1)
+    with pytest.raises(PoolMissing, match="fusecache discard --layer 0 --dirty --torn"):
+        async with stack_open(images, here):
+            raise AssertionError("the stack is open")
+    with pytest.raises(LayerDirty, match="--torn"):
+        await dropped(images, here, dirty=True)
+    await dropped(images, here, dirty=True, torn=True)
+    await expect_clean(images, here, elsewhere)
 
 
 @pytest.mark.parametrize("step", [1, ALL])

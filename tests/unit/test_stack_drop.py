@@ -1,6 +1,6 @@
 """A layer is dropped without its plugin: top first, never by accident, and nothing but its own files."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,31 +9,10 @@ from fusecache.api import Identity, ImageRecord, joined
 from fusecache.api.errors import BadCommand, ImageBusy, ImageNotFound, LayerDirty, PluginMissing
 from fusecache.stack.drop import Drop, plan_drop
 from fusecache.state.manifest import Manifest, ManifestLayer, encode
-from tests.support.dirty_stacks import NAME, SIZE, dropped, host, pool_of, stack_open, writeback_installed
-from tests.support.places import directory_backend
+from tests.support.dirty_stacks import NAME, dropped, host, pool_of, stack_open, writeback_installed
 
 HERE, THERE = 32 * "a", 32 * "b"
 IDENTITY = Identity("directory:1")
-
-
-@pytest.fixture
-def installed() -> Iterator[None]:
-    with writeback_installed():
-        yield
-
-
-@pytest.fixture
-async def images(tmp_path: Path) -> Path:
-    path = tmp_path / "images"
-    path.mkdir()
-    async with directory_backend(path) as backend:
-        await backend.create(NAME, SIZE)
-    return path
-
-
-@pytest.fixture
-def here(tmp_path: Path) -> Path:
-    return host(tmp_path / "here", "a")
 
 
 async def soil(images: Path, here: Path, *indexes: int) -> None:
@@ -177,6 +156,25 @@ class TestThePlan:
         assert drop == Drop(("/1",), ImageRecord(6), self.manifest(True, False))
         drop = self.plan(drop.manifest, drop.record, 0)
         assert drop == Drop(("/0",), ImageRecord(7), self.manifest(False, False, epoch=7))
+
+    def test_a_torn_layer_is_dropped_only_if_torn_will_do_unless_it_is_fenced(self) -> None:
+        torn = self.manifest(True)
+        torn = torn.model_copy(update={"layers": (torn.layers[0].model_copy(update={"torn": True}),)})
+        with pytest.raises(LayerDirty, match="--layer 0 --dirty --torn"):
+            self.plan(torn, self.record(torn), 0)
+        expected = Drop(("/0",), ImageRecord(1), self.manifest(False))
+        assert plan_drop(torn, self.record(torn), IDENTITY, HERE, 0, dirty=True, torn=True) == expected
+        fenced = self.manifest(False, epoch=6)
+        assert self.plan(torn, ImageRecord(5), 0) == Drop(("/0",), ImageRecord(6), fenced)
+
+    def test_what_is_torn_is_asked_about_before_a_layer_above_it_is_dropped_on_another_host(self) -> None:
+        both = self.manifest(True, True, host=THERE)
+        torn = both.model_copy(update={"layers": (both.layers[0].model_copy(update={"torn": True}), both.layers[1])})
+        with pytest.raises(LayerDirty, match=r"layer 0 is in the middle .* --layer 1 --dirty --torn"):
+            self.plan(None, self.record(torn), 1)
+        drop = plan_drop(None, self.record(torn), IDENTITY, HERE, 1, dirty=True, torn=True)
+        assert drop.record is not None
+        assert drop.record.epoch == 2
 
     def test_a_layer_of_the_config_alone_has_nothing_to_drop(self) -> None:
         assert self.plan(None, None, 3, known=[3]) == Drop()

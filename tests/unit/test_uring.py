@@ -169,6 +169,31 @@ def test_requests_that_the_kernel_does_not_take_end_with_its_errno(
     assert os.pread(fd, 100, 0) == b"after it"
 
 
+def test_a_sync_is_handed_over_at_once(completions: Completions, ring: Ring, fd: int) -> None:
+    results: list[int] = []
+    completions.start_polling()
+    ring.write(fd, 0, memoryview(bytearray(8)), results.append)
+    ring.fdatasync(fd, results.append)
+    while len(results) < 2:
+        completions.drain()
+    completions.stop_polling()
+    assert sorted(results) == [0, 8]
+
+
+def test_a_sync_that_the_kernel_does_not_take_raises_and_is_never_told(
+    completions: Completions, ring: Ring, fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(uring, "_syscall", refusing(errno.EAGAIN, uring._ENTER))
+        with pytest.raises(BlockingIOError):
+            ring.fdatasync(fd, results.append)
+    assert (completions.outstanding, completions.detached) == (0, 0)
+    ring.fdatasync(fd, results.append)
+    settle(completions)
+    assert results == [0]
+
+
 def test_a_ring_leaves_no_descriptor_behind(completions: Completions) -> None:
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - the count is what matters
     for _ in range(3):

@@ -20,6 +20,8 @@ CEPH_ERRORS: Final = (rados.Error, rbd.Error)
 BLOCKLISTED: Final = errno.ESHUTDOWN
 """What the cluster answers to a client that it has blocklisted, and librbd to requests after that."""
 
+_NEEDED: Final = "; the Ceph user needs the capabilities `profile rbd` of monitor and OSD, for this pool"
+
 _KINDS: Final[dict[int, type[FusecacheError]]] = {
     errno.ENOENT: ImageNotFound,
     errno.EEXIST: ImageExists,
@@ -47,4 +49,4 @@ def error_of(number: int, text: str) -> Exception:
         return FusecacheError(f"{text}: the cluster has blocklisted this client")
     if number in _KINDS:
         return _KINDS[number](text)
-    return OSError(number, f"{text} ({os.strerror(number)})")
+    return OSError(number, f"{text} ({os.strerror(number)}{_NEEDED if number == errno.EPERM else ''})")

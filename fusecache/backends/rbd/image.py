@@ -39,6 +39,7 @@ from fusecache.api import (
 )
 from fusecache.api.errors import FusecacheError, VolumeClosed, VolumeReadOnly
 from fusecache.backends.attempts import completed
+from fusecache.backends.rbd import blocking
 from fusecache.backends.rbd.client import Client
 from fusecache.backends.rbd.errors import BLOCKLISTED, translated
 from fusecache.backends.rbd.extents import survey
@@ -153,7 +154,7 @@ class RbdImage(BackendImage):
         return info
 
     async def clones(self) -> Sequence[str]:
-        found: Sequence[str] = await self._client.call(self._handle.use, _clones)
+        found: Sequence[str] = await self._client.call(self._handle.use, blocking.clones)
         return found
 
     async def record(self) -> ImageRecord | None:
@@ -163,6 +164,20 @@ class RbdImage(BackendImage):
         if self._records is None or self.read_only:
             raise self._failures.refusal()
         await self._changing(self._records.write(record, guard=guard))
+
+    async def check_snapshot(self, name: str) -> None:
+        await self._client.ask(self._changeable(), blocking.check_snapshot, name)
+
+    async def make_snapshot(self, name: str) -> None:
+        """See :meth:`BackendImage.make_snapshot`. Bounded by :attr:`Client.timeout`."""
+        use = self._changeable()
+        undo = partial(use, blocking.remove_snapshot)
+        await self._changing(self._client.acquire(use, blocking.make_snapshot, name, undo=undo))
+
+    def _changeable(self) -> Callable[..., Any]:
+        if self.read_only:
+            raise self._failures.refusal()
+        return self._handle.use
 
     # ---- attempts ----
 
@@ -278,18 +293,16 @@ class RbdImage(BackendImage):
 
     async def resize(self, size: int) -> None:
         """Set the length, durably. A cancellation waits for the end."""
-        if self.read_only:
-            raise self._failures.refusal()
+        call, use = self._client.call, self._changeable()
         await trio.lowlevel.checkpoint_if_cancelled()
-        call, use = self._client.call, self._handle.use
         with trio.CancelScope(shield=True):
             try:
-                await self._changing(call(use, _resize, size))
+                await self._changing(call(use, blocking.resize, size))
                 self.size = size
             except Exception:
                 # It may have happened all the same.
                 with suppress(Exception):
-                    self.size = await call(use, _size)
+                    self.size = await call(use, blocking.size)
                 raise
 
     async def _answer(self, attempt: Callable[..., Any]) -> Any:
@@ -328,10 +341,10 @@ class RbdImage(BackendImage):
 
     def _reader_ended(self, done: ReadDone, offset: int, length: int, result: int, buffer: bytearray) -> None:
         self._leave()
-        if result == length:
+        # What a failure means is for librbd to say, and so is what was read about when the lock was lost.
+        if result == length and not self._failures.reason:
             done(None, (buffer,))
             return
-        # What a failure means is for librbd to say.
         try:
             self._read_locked(offset, length, done)
         except Exception as error:
@@ -375,19 +388,6 @@ class RbdImage(BackendImage):
         self._lost.set()
         # The client's other images may be lost with this one.
         self._client.check()
-
-
-def _resize(image: Any, size: int) -> None:
-    image.resize(size)
-
-
-def _clones(image: Any) -> Sequence[str]:
-    return [f"{pool}/{name}" for pool, name in image.list_children()]
-
-
-def _size(image: Any) -> int:
-    size: int = image.size()
-    return size
 
 
 def _reporting(post: Callable[..., None], ended: Callable[..., None], done: Done, offset: int) -> Callable[..., None]:

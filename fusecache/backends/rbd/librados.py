@@ -27,6 +27,8 @@ _LIBRADOS: Final[_Signatures] = {
     "rados_conf_read_file": (c_int, [c_void_p, c_char_p]),
     "rados_conf_set": (c_int, [c_void_p, c_char_p, c_char_p]),
     "rados_connect": (c_int, [c_void_p]),
+    "rados_getaddrs": (c_int, [c_void_p, POINTER(c_void_p)]),
+    "rados_buffer_free": (None, [c_void_p]),
     "rados_shutdown": (None, [c_void_p]),
     "rados_ioctx_create": (c_int, [c_void_p, c_char_p, POINTER(c_void_p)]),
     "rados_ioctx_set_namespace": (None, [c_void_p, c_char_p]),
@@ -38,6 +40,7 @@ _LIBRADOS: Final[_Signatures] = {
 }
 _LIBC: Final[_Signatures] = {
     "fdopen": (c_void_p, [c_int, c_char_p]),
+    "fclose": (c_int, [c_void_p]),
     "setvbuf": (c_int, [c_void_p, c_char_p, c_int, c_size_t]),
 }
 _UNBUFFERED: Final = 2
@@ -71,12 +74,28 @@ TELL: Final = ctypes.cast(ctypes.CDLL(None).putw, c_void_p).value
 
 
 def stream_to(fd: int) -> int:
-    """Return a C stream that writes to *fd* at once, and owns it; it is never closed."""
+    """Return a C stream that writes to *fd* at once, and owns it until :func:`close_stream`."""
     stream: int | None = _libc.fdopen(fd, b"w")
     if not stream:
         raise MemoryError
     _libc.setvbuf(stream, None, _UNBUFFERED, 0)
     return stream
+
+
+def close_stream(stream: int) -> None:
+    """Close a stream and its descriptor; no client may be left that was given it."""
+    _libc.fclose(stream)
+
+
+def address_of(cluster: c_void_p) -> str:
+    """Return how the cluster names a connected client, as in its blocklist; for messages."""
+    text = c_void_p()
+    if WAITING.rados_getaddrs(cluster, ctypes.byref(text)) < 0:
+        return "unknown"
+    try:
+        return os.fsdecode(ctypes.string_at(text))
+    finally:
+        WAITING.rados_buffer_free(text)
 
 
 def checked(result: int, what: str) -> int:

@@ -8,6 +8,7 @@ can have; Ceph's own tools cannot name the first kind either.
 """
 
 import errno
+import reprlib
 import shlex
 from collections.abc import Sequence
 from typing import Any, Final
@@ -15,7 +16,7 @@ from typing import Any, Final
 import rbd
 
 from fusecache.api import Identity, ImageInfo
-from fusecache.api.errors import ImageBusy, ImageExists, ImageNotFound, NotSupported
+from fusecache.api.errors import BadCommand, ImageBusy, ImageExists, ImageNotFound, NotSupported
 from fusecache.backends.rbd.header import Header, Snapshot
 
 _LONGEST_NAME: Final = 255
@@ -49,8 +50,8 @@ def checked_image(name: str) -> str:
     """
     if "@" in checked(name):
         raise NotSupported(
-            f"found the name {name!r}, allowed: without '@', which names snapshots; these are made and removed with "
-            "`rbd snap`"
+            f"found the name {name!r}, allowed: without '@', which names snapshots; these are made through the control "
+            "directory and removed with `rbd snap rm`"
         )
     return name
 
@@ -76,6 +77,21 @@ def _fits(name: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def checked_snapshot(image: str, name: str) -> str:
+    """Return *name* if it is one that a snapshot of *image* can be given: the file ``<image>@<name>`` shows it.
+
+    Raises:
+        BadCommand: it is not.
+    """
+    if not name or "@" in name or not _fits(f"{image}@{name}"):
+        most = _LONGEST_NAME - len(f"{image}@".encode(errors="surrogateescape"))
+        raise BadCommand(
+            f"found the snapshot name {reprlib.repr(name)}, allowed for image {image!r}: 1 to {most} bytes of UTF-8, "
+            "without '@', '/' and NUL"
+        )
+    return name
 
 
 def snapshot_of(header: Header, name: str) -> Snapshot:

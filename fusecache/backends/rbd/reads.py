@@ -15,21 +15,34 @@ is taken): what it acknowledged is in the objects. Requests that overlap are kep
 the loss of its lock is noticed: by a change that fails, or by the client within a few seconds. If somebody else shrinks
 the image while it is open, what was cut off reads as zeroes until the image's attributes are next asked for.
 
+**When the cluster refuses the client** (blocklisted) every read that is under way ends so and is librbd's, as are those
+that follow until a new client has connected. It does so once nothing of the old one is under way any more.
+
+**Memory.** librados writes to a read's buffer, and calls back with its completion, until it has told of the end.
+Until then the request holds both; where the end does not come before the backend ends, they are left behind for good,
+with the client, the pipe and the stream. Otherwise these are closed in this order: a thread of librados may still be
+inside a call that writes to the stream, until the client has been shut down.
+
 A cluster that does not answer holds threads of this module's own, never others, and the images go on without it.
 """
 
 import ctypes
 import errno
+import fcntl
 import logging
+import math
 import os
 import sys
+import time
 from collections.abc import Callable
+from ctypes import c_void_p
 from dataclasses import dataclass
 from typing import Any, Final
 
-from fusecache.api import Completions, FusecacheError
+from fusecache.api import Completions
 from fusecache.backends.rbd.client import OVERRIDES, Settings
-from fusecache.backends.rbd.librados import QUICK, TELL, WAITING, checked, stream_to
+from fusecache.backends.rbd.errors import BLOCKLISTED
+from fusecache.backends.rbd.librados import QUICK, TELL, WAITING, address_of, checked, close_stream, stream_to
 from fusecache.backends.workers import WorkerPool
 
 log = logging.getLogger(__name__)
@@ -40,6 +53,11 @@ ReadResult = Callable[[int, bytearray], None]
 _PATIENCE: Final = 1.0
 """Seconds that the end waits for the cluster."""
 
+_PAUSE: Final = 1.0
+_LONG_PAUSE: Final = 30.0
+"""Seconds between two attempts to connect, at least; after one that failed."""
+
+_WORD: Final = 4
 _WORDS: Final = 4096
 _MOST_NAMES: Final = 1 << 16
 """Names of objects kept for each image, some 10 MiB."""
@@ -79,6 +97,9 @@ class ObjectReader:
     """A client for reading; a :class:`fusecache.api.completions.Source`. Loop's thread only.
 
     It connects at the first read of an image, on a thread.
+
+    Attributes:
+        address: how the cluster names the client; empty while it is not connected.
     """
 
     def __init__(self, settings: Settings, completions: Completions) -> None:
@@ -86,31 +107,35 @@ class ObjectReader:
         self._completions = completions
         self._pool = WorkerPool(completions, threads=2, name="rbd-read")
         self._lane = self._pool.lane(turns=1)
+        self.address = ""
         self._wanted = True
-        self._failed = False
-        self._cluster: int | None = None
-        self._ioctx: int | None = None
+        self._not_before = 0.0
+        self._ioctx: c_void_p | None = None
+        # Those that are open: a cluster and its pool. The lane's thread only.
+        self._clients: list[tuple[c_void_p, c_void_p]] = []
         self._buffers = _Buffers()
         # By the half of the completion's address that comes through the pipe: the completion and the piece.
         self._requests: dict[int, tuple[int, _Read, int, int]] = {}
-        self._completion = ctypes.c_void_p()
+        self._completion = c_void_p()
         self._completion_at = ctypes.byref(self._completion)
-        # Holds all requests there can be, so that no thread of librados ever waits to write.
         self._ended, writing = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._ended, False)
         self._stream = stream_to(writing)
+        # No thread of librados ever waits to write; nor is it interrupted, as only who waits is. How much a pipe holds
+        # depends on how many its user has.
+        self._most = fcntl.fcntl(self._ended, fcntl.F_GETPIPE_SZ) // _WORD
         completions.add_source(self, self._ended)
 
     def reads(self, layout: Layout) -> "Reads":
-        """Return the reads of an image. With a new image a connection that failed is tried again."""
-        self._wanted = self._wanted or self._failed
-        self._failed = False
+        """Return the reads of an image."""
         return Reads(self, layout)
 
     def start(self, name: bytes, offset: int, length: int, done: ReadResult) -> bool:
-        """Start a read of one object; False where there is no connection yet, and nothing was started."""
+        """Start a read of one object; False where that is librbd's to do, and nothing was started."""
         if self._ioctx is None:
             self._connect_once()
+            return False
+        if len(self._requests) > self._most - 2:
             return False
         read = _Read(done, *self._buffers.take(length))
         # One that is alone is read in halves, so that what is there can be received while the rest is read.
@@ -159,6 +184,8 @@ class ObjectReader:
                 ctypes.memset(ctypes.addressof(read.memory) + at + result, 0, length - result)
             elif result < 0:
                 read.result = result
+                if result == -BLOCKLISTED:
+                    self._refused()
             read.pieces -= 1
             if not read.pieces:
                 try:
@@ -175,43 +202,61 @@ class ObjectReader:
         if self._requests:
             # librados may still write to their buffers.
             _left_behind.append(self)
-        elif self._cluster is not None:
-            self._lane.submit(_nothing, self._disconnect)
+        else:
+            self._lane.submit(_nothing, self._end)
         await self._pool.close(_PATIENCE)
 
+    def _refused(self) -> None:
+        if self._ioctx is not None:
+            log.warning("the cluster has blocklisted %s, the client for reading", self.address)
+            self._ioctx, self.address, self._wanted = None, "", True
+
     def _connect_once(self) -> None:
-        if self._wanted:
+        # While requests of a former client are under way, it cannot be ended, and their completions tell nothing of it.
+        if self._wanted and not self._requests and time.monotonic() >= self._not_before:
             self._wanted = False
+            self._not_before = time.monotonic() + _PAUSE
             self._lane.fetch(self._connected, self._connect)
 
     def _connected(self, error: BaseException | None, found: Any) -> None:
         if error is None:
-            self._cluster, self._ioctx = found
+            self._ioctx, self.address = found
         else:
-            self._failed = True
-            log.info("images are read through librbd only: %s", error)
+            self._wanted, self._not_before = True, time.monotonic() + _LONG_PAUSE
+            log.info("images are read through librbd only, for %g s at least: %s", _LONG_PAUSE, error)
 
-    def _connect(self) -> tuple[int | None, int | None]:
-        settings, cluster, ioctx = self._settings, ctypes.c_void_p(), ctypes.c_void_p()
+    # ---- on the lane's thread ----
+
+    def _connect(self) -> tuple[c_void_p, str]:
+        self._disconnect()
+        settings, cluster, ioctx = self._settings, c_void_p(), c_void_p()
         user = f"client.{settings.user}".encode()
         checked(WAITING.rados_create2(ctypes.byref(cluster), b"ceph", user, 0), "rados_create2")
         try:
             conf = None if settings.conf is None else bytes(settings.conf)
             checked(WAITING.rados_conf_read_file(cluster, conf), "rados_conf_read_file")
-            for key, value in (*_SETTINGS.items(), ("client_mount_timeout", f"{settings.timeout:g}")):
+            for key, value in (*_SETTINGS.items(), ("client_mount_timeout", str(math.ceil(settings.timeout)))):
                 checked(WAITING.rados_conf_set(cluster, key.encode(), value.encode()), f"rados_conf_set {key}")
             checked(WAITING.rados_connect(cluster), "rados_connect")
             pool = settings.pool.encode()
             checked(WAITING.rados_ioctx_create(cluster, pool, ctypes.byref(ioctx)), "rados_ioctx_create")
-        except FusecacheError:
+        except BaseException:
             WAITING.rados_shutdown(cluster)
             raise
         WAITING.rados_ioctx_set_namespace(ioctx, settings.namespace.encode())
-        return cluster.value, ioctx.value
+        self._clients.append((cluster, ioctx))
+        return ioctx, address_of(cluster)
 
     def _disconnect(self) -> None:
-        WAITING.rados_ioctx_destroy(self._ioctx)
-        WAITING.rados_shutdown(self._cluster)
+        while self._clients:
+            cluster, ioctx = self._clients.pop()
+            WAITING.rados_ioctx_destroy(ioctx)
+            WAITING.rados_shutdown(cluster)
+
+    def _end(self) -> None:
+        self._disconnect()
+        close_stream(self._stream)
+        os.close(self._ended)
 
 
 class _Read:

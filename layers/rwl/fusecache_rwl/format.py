@@ -3,7 +3,7 @@
 Owns the encoding of a record's header, and what makes one valid. Pure: it must not know media, or what follows what.
 
 A record is a header of 64 bytes, then its data, padded to a multiple of 64; the padding is not looked at. It never
-crosses the ring's end. Format, version 1; all numbers are little-endian and without sign:
+crosses the ring's end. Format, version 2; all numbers are little-endian and without sign:
 
 ======  =====  ====================================================================================
 offset  bytes  field
@@ -35,7 +35,7 @@ from crc32c import crc32c
 
 from fusecache.api import Buffer
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 """Of superblocks and records together; stored in the superblock."""
 HEADER_SIZE: Final = 64
 """Bytes of a header."""
@@ -64,6 +64,8 @@ class RecordType(IntEnum):
     SYNC: the last record of its generation; *offset* and *length* are 0.
     PAD: fills *length* bytes behind the header, 0 to MAX_DATA, which mean nothing; *offset* is 0.
     VOID: as PAD; it takes place, size and LSN of a record whose append failed.
+    GROUP: the generations from the number *offset* to the number *length*, which are all before its own, go below as
+        one; no data are stored.
     """
 
     DATA = 1
@@ -72,8 +74,11 @@ class RecordType(IntEnum):
     SYNC = 4
     PAD = 5
     VOID = 6
+    GROUP = 7
 
 
+_PAD: Final = RecordType.PAD
+_VOID: Final = RecordType.VOID
 _TYPES: Final = {kind.value: kind for kind in RecordType}
 
 
@@ -139,14 +144,14 @@ class Encoder:
         if incarnation != self._incarnation:
             self._salt = _salt(self._uuid, incarnation)
             self._incarnation = incarnation
-        if data is None:
-            data_length = length if type in (RecordType.PAD, RecordType.VOID) else 0
-            data_crc = 0
-        else:
+        if data is not None:
             data_length = len(data)
             data_crc = crc32c(data)
             if data_length != length:
                 raise ValueError(f"found {data_length} bytes of data for a length of {length}")
+        else:
+            data_length = length if type is _PAD or type is _VOID else 0
+            data_crc = 0
         if data_length > MAX_DATA or durable_lsn >= lsn:
             raise ValueError(f"data length {data_length} of {MAX_DATA}, durable LSN {durable_lsn} at LSN {lsn}")
         body = _BODY.pack(
@@ -185,7 +190,25 @@ def _lengths_good(record: Record) -> bool:
         return offset == 0 and length == data_length <= MAX_DATA
     if kind is RecordType.SYNC:
         return offset == length == data_length == 0
+    if kind is RecordType.GROUP:
+        return data_length == 0 and 0 < offset < length < record.generation
     return data_length == 0 and length > 0 and offset + length <= _MAX_END
+
+
+def whole_data(uuid: bytes, stored: Buffer, offset: int, length: int) -> tuple[int, int] | None:
+    """Return LSN and incarnation of a DATA record of the image's bytes from *offset*; None where *stored* is not one.
+
+    Args:
+        uuid: the pool's, 16 bytes.
+        stored: the header and *length* bytes behind it, as single bytes.
+    """
+    magic, incarnation, lsn, _, at, size, _, data_length, data_crc, kind, crc = _HEADER.unpack_from(stored)
+    if (magic, kind, at, size, data_length) != (_MAGIC, RecordType.DATA, offset, length, length):
+        return None
+    view = memoryview(stored)
+    if crc32c(view[:_BODY_SIZE], _salt(uuid, incarnation)) != crc or crc32c(view[HEADER_SIZE:]) != data_crc:
+        return None
+    return lsn, incarnation
 
 
 def data_good(record: Record, data: Buffer) -> bool:

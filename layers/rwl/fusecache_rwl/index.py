@@ -12,7 +12,8 @@ at in passing, for some microseconds every hundred inserts or so.
 What the runs say of a slot that is dense and not split means nothing: a remainder, which goes as the tail passes it.
 
 RAM per cached 4 KiB: 8 to 100 bytes in dense leaves, about 50 in the sparsest case. What the tail has passed is
-forgotten in passing too, so it stays within a small multiple of what is alive.
+forgotten in passing too, so it stays within a small multiple of what is alive. What a discard of much leaves behind is
+given back some arrays at a time, with the changes that follow.
 """
 
 from array import array
@@ -20,7 +21,7 @@ from collections.abc import Iterator
 from sys import getsizeof
 from typing import Final
 
-from fusecache_rwl.index_runs import Runs
+from fusecache_rwl.index_runs import MANY, Runs
 from fusecache_rwl.index_values import BIAS, GAP, GAP_VALUE, MAX_SIZE, MIXED, SPLIT, ZERO, ZERO_BIT, where
 
 __all__ = ["GAP", "MIXED", "SLOT", "ZERO", "Index"]
@@ -44,29 +45,38 @@ class Index:
     less than 4 EiB. Later inserts hide earlier ones whatever their positions.
     """
 
-    __slots__ = ("_dense", "_hand", "_runs", "_size", "tail")
+    __slots__ = ("_dense", "_hand", "_remains", "_runs", "_size", "tail")
 
     def __init__(self, size: int) -> None:
         """Raise ValueError where size is negative or above 1 EiB."""
         self._size = _checked(size)
         self.tail = 0
         """Whatever has a position below it counts as a gap. Only grows, from the end of a record to that of another."""
+        self._remains: list[array[int]] = []
         self.clear()
 
     def clear(self) -> None:
         """Make the whole image a gap."""
         self._dense: dict[int, array[int]] = {}
         self._hand: list[int] = []
-        self._runs = Runs()
+        self._runs = Runs(self._remains)
 
     def insert(self, offset: int, length: int, position: int) -> None:
         """Image byte ``offset + k`` is at log position ``position + k`` from now on."""
-        if length == SLOT and not offset & 4095:
-            leaf = self._dense.get(offset >> 22)
-            if leaf is not None:
-                leaf[offset >> 12 & 1023] = position - offset + BIAS
-                return
-        self._assign(offset, length, position - offset + BIAS)
+        value = position - offset + BIAS
+        if length != SLOT or offset & 4095:
+            self._assign(offset, length, value)
+            return
+        leaf = self._dense.get(offset >> 22)
+        if leaf is not None:
+            leaf[offset >> 12 & 1023] = value
+            return
+        runs, start = self._runs, offset >> 9
+        runs.set(start, start + 8, value)
+        if runs.crowded >= 0:
+            self._tidy()
+        elif self._remains:
+            del self._remains[-MANY:]
 
     def insert_zero(self, offset: int, length: int, position: int) -> None:
         """The range reads as zeroes, as the record with its header at ``position`` says."""
@@ -88,9 +98,13 @@ class Index:
                     position = value - BIAS + offset
                     return position if position >= self.tail else GAP
             else:
-                value = self._runs.over(offset >> 9, offset + length + 511 >> 9)
+                start = offset >> 9
+                value = self._runs.over(start, start + 8)
+                if value >= ZERO_BIT:
+                    return ZERO if value - ZERO_BIT >= self.tail else GAP
                 if value >= 0:
-                    return where(value, offset, self.tail)
+                    position = value - BIAS + offset
+                    return position if position >= self.tail else GAP
         found = self._merged(offset, length)
         return found[0][1] if len(found) == 1 else MIXED
 
@@ -124,7 +138,8 @@ class Index:
     def memory(self) -> int:
         """Bytes of RAM, all told. Takes some microseconds for every thousand cached ranges."""
         dense = sum(map(getsizeof, self._dense.values())) + 32 * len(self._dense)
-        return getsizeof(self._dense) + dense + getsizeof(self._hand) + self._runs.memory()
+        remains = sum(map(getsizeof, self._remains))
+        return getsizeof(self._dense) + dense + getsizeof(self._hand) + self._runs.memory() + remains
 
     def _assign(self, offset: int, length: int, value: int) -> None:
         start, end = offset >> 9, offset + length + 511 >> 9
@@ -134,6 +149,8 @@ class Index:
             self._runs.set(start, end, value)
         if self._runs.crowded >= 0:
             self._tidy()
+        elif self._remains:
+            del self._remains[-MANY:]
 
     def _assign_dense(self, start: int, end: int, value: int) -> tuple[int, int]:
         """Do what falls into dense leaves; return what is left for the runs. Leaves that are wholly covered go."""
@@ -149,8 +166,11 @@ class Index:
                 self._fill(last, last << 13, end, value)
                 end = last << 13
             last -= 1
-        for leaf in self._dense_between(first, last):
-            del self._dense[leaf]
+        if first <= 0 and last << 22 >= self._size - (1 << 22):
+            self._remains += self._dense.values()
+            self._dense.clear()
+        elif first <= last:
+            self._remains += [self._dense.pop(leaf) for leaf in self._dense_between(first, last)]
         return start, end
 
     def _dense_between(self, first: int, last: int) -> list[int]:
@@ -229,6 +249,7 @@ class Index:
 
     def _tidy(self) -> None:
         """Make room in the runs: drop the dead, make leaves dense that have many runs, sparse that have few."""
+        del self._remains[-MANY:]
         crowded = _crowded(self._runs.relieve(self.tail)) - self._dense.keys()
         for leaf in crowded:
             self._make_dense(leaf)

@@ -15,8 +15,14 @@ from typing import Final
 
 from fusecache_rwl.index_values import BIAS, GAP_VALUE, ZERO_BIT
 
-LIMIT: Final = 1024
+LIMIT: Final = 512
 """Boundaries in a chunk that make it ``crowded``."""
+
+
+MANY: Final = 16
+"""Arrays; so many can be freed at once."""
+_SAMPLE: Final = 15
+"""One boundary in so many tells whether many are dead; odd, as every other one may be a gap."""
 
 
 def _column(numbers: Iterable[int]) -> "array[int]":
@@ -27,13 +33,16 @@ class Runs:
     """Sectors from 0 upwards, each with a value; all of them ``GAP_VALUE`` at first. Needs a call of ``relieve`` and
     perhaps ``divide`` whenever ``crowded`` is not negative; until then it is right, but slower."""
 
-    __slots__ = ("_firsts", "_hand", "_starts", "_values", "crowded")
+    __slots__ = ("_cleaned", "_firsts", "_hand", "_remains", "_starts", "_values", "crowded")
 
-    def __init__(self) -> None:
+    def __init__(self, remains: "list[array[int]]") -> None:
+        """Where many arrays are needed no more, they go to *remains*: to free them all at once would take a while."""
+        self._remains = remains
         self._firsts = [0]  # of each chunk, its first boundary
         self._starts = [_column((0,))]
         self._values = [_column((GAP_VALUE,))]
         self._hand = 0
+        self._cleaned = [0]  # of each chunk, the tail when the dead were looked for last
         self.crowded = -1
         """A sector whose chunk has grown too long, or -1."""
 
@@ -47,7 +56,19 @@ class Runs:
         starts = self._starts[chunk]
         values = self._values[chunk]
         i = bisect_left(starts, start)
-        if i + 1 < len(starts) and starts[i] == start and starts[i + 1] == end:
+        count = len(starts)
+        if i == count or starts[i] > end:
+            # Within one run, like most of what is sparse.
+            before = values[i - 1]
+            if before != value:
+                starts.insert(i, end)
+                starts.insert(i, start)
+                values.insert(i, before)
+                values.insert(i, value)
+                if count > LIMIT:
+                    self.crowded = start
+            return
+        if i + 1 < count and starts[i] == start and starts[i + 1] == end:
             values[i] = value
             return
         j = bisect_right(starts, end, i)
@@ -78,7 +99,11 @@ class Runs:
         starts[:j] = _column((end,))
         values[:j] = _column((values[j - 1],))
         self._firsts[last] = end
-        del self._firsts[chunk + 1 : last], self._starts[chunk + 1 : last], self._values[chunk + 1 : last]
+        if last - chunk > MANY:
+            self._remains += self._starts[chunk + 1 : last]
+            self._remains += self._values[chunk + 1 : last]
+        for column in (self._firsts, self._starts, self._values, self._cleaned):
+            del column[chunk + 1 : last]
         self._join(chunk)
 
     def over(self, start: int, end: int) -> int:
@@ -117,39 +142,48 @@ class Runs:
         self._drop_dead(self._hand, tail)
         self._join(self._hand)
         self._hand += 1
-        chunk = bisect_right(self._firsts, self.crowded) - 1
+        chunk = self._chunk_of_crowded()
         self._drop_dead(chunk, tail)
         return self._starts[chunk].tolist()
 
+    def _chunk_of_crowded(self) -> int:
+        return bisect_right(self._firsts, self.crowded) - 1
+
     def divide(self) -> None:
         """Cut the crowded chunk in two, unless there is room in it by now. Nothing is crowded afterwards."""
-        chunk = bisect_right(self._firsts, self.crowded) - 1
+        chunk = self._chunk_of_crowded()
         starts, values = self._starts[chunk], self._values[chunk]
         if len(starts) > LIMIT * 3 // 4:
             half = len(starts) // 2
             self._firsts.insert(chunk + 1, starts[half])
             self._starts.insert(chunk + 1, starts[half:])
             self._values.insert(chunk + 1, values[half:])
+            self._cleaned.insert(chunk + 1, self._cleaned[chunk])
             self._starts[chunk], self._values[chunk] = starts[:half], values[:half]  # new ones, without spare room
         self.crowded = -1
 
     def memory(self) -> int:
         """Bytes of RAM; takes a microsecond for every few thousand runs."""
-        lists = (self._firsts, self._starts, self._values)
+        lists = (self._firsts, self._starts, self._values, self._cleaned)
         return (
             sum(map(getsizeof, lists))
             + sum(map(getsizeof, self._starts))
             + sum(map(getsizeof, self._values))
-            + 32 * len(self._firsts)
+            + 64 * len(self._firsts)
         )
 
     def _drop_dead(self, chunk: int, tail: int) -> None:
-        data, zero = tail + BIAS, tail + ZERO_BIT
+        """Drop what ``tail`` has passed from a chunk, if it is more than a little."""
+        if self._cleaned[chunk] == tail:
+            return
+        self._cleaned[chunk] = tail
         starts, values = self._starts[chunk], self._values[chunk]
-        alive = [
-            value if data <= value + (start << 9) < ZERO_BIT or value >= zero else GAP_VALUE
-            for start, value in zip(starts, values, strict=True)
-        ]
+        sample = values[::_SAMPLE]
+        if len(starts) > LIMIT // 2:
+            kept = _alive(starts[::_SAMPLE], sample, tail)
+            if 4 * (kept.count(GAP_VALUE) - sample.count(GAP_VALUE)) <= len(sample) - sample.count(GAP_VALUE):
+                return
+        alive = _alive(starts, values, tail)
         if alive != values.tolist():
             needed = [i for i, value in enumerate(alive) if not i or value != alive[i - 1]]
             self._starts[chunk] = _column(starts[i] for i in needed)
@@ -159,5 +193,15 @@ class Runs:
         """Put the next chunk into this one if both are short."""
         if chunk + 1 < len(self._firsts) and len(self._starts[chunk]) + len(self._starts[chunk + 1]) < LIMIT // 2:
             del self._firsts[chunk + 1]
+            self._cleaned[chunk] = self._cleaned.pop(chunk + 1)
             self._starts[chunk] += self._starts.pop(chunk + 1)
             self._values[chunk] += self._values.pop(chunk + 1)
+
+
+def _alive(starts: "array[int]", values: "array[int]", tail: int) -> list[int]:
+    """The values, with a gap in place of each that ``tail`` has passed."""
+    data, zero = tail + BIAS, tail + ZERO_BIT
+    return [
+        value if data <= value + (start << 9) < ZERO_BIT or value >= zero else GAP_VALUE
+        for start, value in zip(starts, values, strict=True)
+    ]

@@ -5,7 +5,8 @@ and nothing else.
 
 Without *verify* the headers of the log are followed, each checked against its own checksum. With it the log is
 scanned as a recovery scans it, data included, and what ends it is looked at: a recovery has to take a record that
-does not hold for the log's end where nothing proves the contrary, an inspection names it.
+does not hold for the log's end where nothing proves the contrary, an inspection names it. Either way it is the log from
+its tail to its head: what was written back before serves reads of the process that wrote it, and nobody else.
 
 A pool in use changes while it is read. What looks damaged then is looked at again, and counts only if it stays so.
 """
@@ -34,9 +35,10 @@ from fusecache_rwl.format import (
     record_size,
 )
 from fusecache_rwl.index import GAP, Index
+from fusecache_rwl.ledger import Group
 from fusecache_rwl.picture import picture
 from fusecache_rwl.scan import Scanned, scan
-from fusecache_rwl.superblock import Superblock, newest
+from fusecache_rwl.superblock import Superblock, newest, place
 from fusecache_rwl.superblock import decode as decode_superblock
 
 _CHANGES: Final = (RecordType.DATA, RecordType.DISCARD, RecordType.ZERO)
@@ -57,6 +59,7 @@ class _Found:
         dirty_bytes: what they hold, counted as by :class:`fusecache_rwl.ledger.Ledger`.
         lsn, position: of the record to come.
         generation: the highest seen.
+        group: the group in flight.
         problems: what is damaged.
     """
 
@@ -64,6 +67,7 @@ class _Found:
     lsn: int
     position: int
     generation: int
+    group: Group | None = None
     records: Counter[RecordType] = field(default_factory=Counter)
     dirty: Index = field(default_factory=lambda: Index(_LARGEST))
     dirty_end: int = 0
@@ -76,6 +80,8 @@ class _Found:
         self.lsn = record.lsn + 1
         size = record_size(record.data_length)
         self.position += size
+        if record.type is RecordType.GROUP and record.length > self.superblock.written_back:
+            self.group = Group(record.offset if self.group is None else self.group.first, record.length)
         if record.type not in _CHANGES:
             return
         self.generation = max(self.generation, record.generation)
@@ -92,7 +98,7 @@ def inspect_pool(path: Path, *, verify: bool) -> Inspection:
     """Describe the pool file at *path*; blocks. The file is opened for reading only, and not locked.
 
     Args:
-        verify: check every checksum: of both superblocks, and of each record's header and data.
+        verify: check both superblocks, and header and data of each record from the log's tail to its head.
 
     Raises:
         CorruptState: it has no superblock, or one of a version that is not known here.
@@ -109,7 +115,7 @@ def inspect_pool(path: Path, *, verify: bool) -> Inspection:
             again = pool.look(verify=verify)
             again.problems = [problem for problem in again.problems if problem in found.problems]
             found = again
-        return _described(path, pool, found, users)
+        return _described(path, pool, found, users, verify=verify)
     finally:
         os.close(fd)
 
@@ -131,7 +137,7 @@ class _Pool:
                                   f"the file {self.size}")  # fmt: skip
             return found
         if verify:
-            found.problems += _superblock_problems(blocks)
+            found.problems += _superblock_problems(blocks, superblock)
             self._scan(found)
             found.problems += self._damage_at(found)
         else:
@@ -182,22 +188,33 @@ class _Pool:
         return decode(superblock.uuid, self.read(position, HEADER_SIZE))
 
 
-def _superblock_problems(blocks: list[bytes]) -> Iterator[str]:
+def _superblock_problems(blocks: list[bytes], counts: Superblock) -> Iterator[str]:
     for at, block in zip((0, SUPERBLOCK_SIZE), blocks, strict=True):
         # One place is written with the second superblock only.
-        if any(block):
-            try:
-                decode_superblock(block)
-            except CorruptState as error:
-                yield f"superblock at {at}: {error}"
+        if not any(block) and counts.sequence == 1:
+            continue
+        try:
+            sequence = decode_superblock(block).sequence
+        except CorruptState as error:
+            yield f"superblock at {at}: {error}"
+        else:
+            if place(sequence) != at:
+                yield f"superblock at {at}: found sequence {sequence}, whose place is {place(sequence)}"
 
 
-def _described(path: Path, pool: _Pool, found: _Found, users: list[int]) -> Inspection:
+def _checked(found: _Found, *, verify: bool) -> str:
+    """Return what was checked: what is written back is not, as a recovery never reads it."""
+    which = f"{found.records.total()} records, from the tail to the head"
+    return f"both superblocks, header and data of {which}" if verify else f"one superblock, the headers of {which}"
+
+
+def _described(path: Path, pool: _Pool, found: _Found, users: list[int], *, verify: bool) -> Inspection:
     superblock = found.superblock
     used = found.position - superblock.tail_position
     facts: dict[str, Fact] = {
         "state": "dirty" if found.dirty_end else "clean",
         "dirty_bytes": found.dirty_bytes,
+        "checked": _checked(found, verify=verify),
         "in_use_by": ", ".join(f"process {pid}" for pid in users) or None,
         "superblock": {
             "format_version": FORMAT_VERSION,
@@ -221,6 +238,7 @@ def _described(path: Path, pool: _Pool, found: _Found, users: list[int]) -> Insp
             "head_position": found.position,
             "head_lsn": found.lsn,
             "generation": found.generation,
+            "group_in_flight": f"generations {found.group.first} to {found.group.last}" if found.group else None,
         },
         "records": {kind.name.lower(): found.records[kind] for kind in RecordType},
     }

@@ -37,9 +37,10 @@ from fusecache.api import (
 )
 from fusecache.api.errors import LayerDirty, VolumeReadOnly
 from fusecache_rwl import reading
+from fusecache_rwl.failures import LogFailed, LogFull
 from fusecache_rwl.format import MAX_DATA, RecordType
 from fusecache_rwl.index import GAP, ZERO
-from fusecache_rwl.log import Log, told
+from fusecache_rwl.log import Log
 from fusecache_rwl.medium import Medium
 from fusecache_rwl.options import RwlOptions
 from fusecache_rwl.recovery import new_log, recovered_log
@@ -54,16 +55,12 @@ _PATIENCE: Final = 3.0
 _ZEROES: Final = memoryview(bytes(MAX_DATA))
 
 
-class LogFull(FusecacheError):
-    """The log is full, and nothing could be written back for ``stall_timeout`` (``stall_errno``)."""
-
-
 class RwlLayer(Layer):
     """A persistent write-back log over the level below; made by :func:`open_layer`.
 
     On top of what the level below raises, changes raise:
         LogFull: see there.
-        LogFailed: the medium failed (EIO).
+        LogFailed: the medium failed, and what was acknowledged may not survive (EIO).
     """
 
     alignment = SECTOR
@@ -85,6 +82,7 @@ class RwlLayer(Layer):
         self._stall_timeout = options.stall_timeout
         self._stall_errno = getattr(errno, options.stall_errno)
         self.moving = Writeback(pool, below, options, context.dirty, context.emit)
+        self._aside = self.moving.aside
         self._hits = self._misses = self._writes = self._errors = 0
 
     def __repr__(self) -> str:
@@ -100,8 +98,9 @@ class RwlLayer(Layer):
         if not self._log.append(_DATA, offset, length, data, time.monotonic()):
             return DECLINED
         self._writes += 1
-        moving = self.moving
-        if self._space.dirty_used > moving.wake_at:
+        # What Space.dirty_used says, without the call.
+        moving, space = self.moving, self._space
+        if space.head - space.tail > moving.wake_at:
             moving.wake()
         if self._each:
             return DONE if self._log.commit(done) else PENDING
@@ -146,27 +145,47 @@ class RwlLayer(Layer):
         await trio.lowlevel.checkpoint_if_cancelled()
         until = trio.current_time() + self._stall_timeout
         while True:
-            if not self._dirty.is_set:
-                await self._dirty.set()
+            if self._log.failure is not None:
+                if self._aside.active:
+                    await self._aside.change(kind, offset, length, data)
+                    self._writes += 1
+                    return
+                if self.moving.is_damaged:
+                    raise self._log.refusal()
+                if not await self.moving.wait_for_space(until):
+                    raise self._full()
+            elif not self._dirty.is_set:
+                await self._aside.mark()
             elif self._log.append(kind, offset, length, data, time.monotonic()):
                 break
-            elif not await self.moving.wait_for_space(until):
-                self._errors += 1
-                error = LogFull(f"{self._space.dirty_used} bytes of the log are dirty and cannot be written back")
-                error.errno = self._stall_errno
-                raise error
+            elif self._log.failure is None and not await self.moving.wait_for_space(until):
+                raise self._full()
         self._appended()
         if self._each:
-            await told(self._log.commit)
+            await self._log.waits.told(self._log.commit)
+
+    def _full(self) -> LogFull:
+        self._errors += 1
+        error = LogFull(f"{self._space.dirty_used} bytes of the log are dirty and cannot be written back")
+        error.errno = self._stall_errno
+        return error
 
     def try_flush(self, done: Done) -> Attempt:
-        """Attempt :meth:`flush`; never declines."""
+        """Attempt :meth:`flush`; declines where the log has failed."""
+        if self._log.failure is not None:
+            return DECLINED
         return DONE if self._log.sync(done) else PENDING
 
     async def flush(self) -> None:
-        """Make all that was acknowledged durable in the pool; writes nothing back. A cancellation waits."""
+        """Make all that was acknowledged durable in the pool; writes nothing back. A cancellation waits.
+
+        Where the pool's medium fails it returns when all is durable below, or fails when that is not possible either.
+        """
         await trio.lowlevel.checkpoint_if_cancelled()
-        await told(self._log.sync)
+        if self._aside.active:
+            await self._below.flush()
+        else:
+            await self._log.waits.told(self._log.sync)
 
     async def resize(self, size: int) -> None:
         """Set the length, of the level below too. A shrink writes back first, and so does a change of what the last
@@ -194,7 +213,7 @@ class RwlLayer(Layer):
         where = self._index.find(offset, length)
         if where >= 0:
             if self._log.failure is not None:
-                raise self._log.refusal()
+                return DECLINED
             piece = self._medium.read_now(where, length)
             self._hits += 1
             if piece is not None:
@@ -238,9 +257,17 @@ class RwlLayer(Layer):
         await self._below.flush()
         await self._mark_clean()
 
+    @property
+    def torn(self) -> bool:
+        """See :attr:`fusecache.api.Layer.torn`: a group is being written back."""
+        return self.moving.torn
+
     async def _mark_clean(self) -> None:
+        """Take back what the mark says without need."""
         if not self._log.ledger.records and self._dirty.is_set:
-            await self._dirty.clear()
+            await self.moving.clear_mark()
+        else:
+            await self.moving.mend()
 
     async def _try_to_mark_clean(self) -> None:
         try:
@@ -255,7 +282,11 @@ class RwlLayer(Layer):
             await self.moving.stop()
             # A layer above may have written something back meanwhile.
             self._check_clean(dirty)
-            if self._log.ledger.records:
+            if self._log.failure is not None:
+                # Void once the mark is cleared, which write-back then sees to again, and stands aside.
+                await self._dirty.clear()
+                self._log.forget()
+            elif self._log.ledger.records:
                 await self._log.begin_anew()
             else:
                 self._log.drop_clean()
@@ -286,28 +317,51 @@ class RwlLayer(Layer):
             misses=self._misses,
             writes=self._writes,
             writeback_bytes=self.moving.moved_bytes,
-            errors=self._errors,
+            errors=self._errors + self._log.failures,
         )
 
     def _state(self) -> LayerState:
         if self._log.failure is not None:
-            return LayerState.FAILED
+            return LayerState.DEGRADED if self._aside.active else LayerState.FAILED
         if self.moving.state is not LayerState.CLEAN:
             return self.moving.state
         return LayerState.DIRTY if self._log.ledger.records else LayerState.CLEAN
 
-    async def close(self) -> None:
+    async def close(self, moved: trio.Event) -> None:
         """Make durable what is in the log, and mark the image as clean where nothing is dirty. Not to be cancelled.
 
-        Never hangs on the backend: where that does not take the mark away in time, the image stays marked as dirty,
-        which the core, or the next open, puts right.
+        Takes 3 seconds at the most, also over a medium or a backend that hangs: what is in the log is in the page cache
+        then, and outlives the process; the image stays marked as dirty, which the core, or the next open, puts right.
+
+        Args:
+            moved: write-back, which has been cancelled, has ended.
         """
+        with trio.move_on_after(_PATIENCE) as patience:
+            await moved.wait()
+            await self._sync_at_close()
+            if not self.read_only:
+                await self._try_to_mark_clean()
+        if patience.cancelled_caught:
+            log.warning("closed without an answer from the pool's medium, or from the backend")
+            self._log.waits.give_up()
+            with trio.move_on_after(_PATIENCE / 10):
+                await moved.wait()
+
+    async def _sync_at_close(self) -> None:
         if self._log.failure is not None:
             return
-        await told(self._log.sync)
-        if not self.read_only:
-            with trio.move_on_after(_PATIENCE):
-                await self._try_to_mark_clean()
+        ended = trio.Event()
+
+        def done(error: BaseException | None) -> None:
+            if error is not None:
+                log.warning("the log is closed, and may not survive loss of power: %s", error)
+            ended.set()
+
+        try:
+            if not self._log.sync(done):
+                await ended.wait()
+        except LogFailed as error:
+            done(error)
 
 
 @asynccontextmanager
@@ -341,5 +395,4 @@ async def open_layer(context: LayerContext, below: Volume, medium: Medium) -> As
     finally:
         scope.cancel()
         with trio.CancelScope(shield=True):
-            await ended.wait()
-            await layer.close()
+            await layer.close(ended)

@@ -4,17 +4,19 @@ Owns the records that are not yet durably in the level below, in the order of th
 for reads (that is the index), how they are written back, or whether they come from appends or from a recovery. Pure.
 
 A *generation* is what was written between two flushes. One is open and takes records; once it is sealed it can be
-written back. One without records is never sealed.
+written back. One without records is never sealed. A *group* is several sealed generations that go below as one.
 
 **What a crash leaves.** Nothing of this is durable. A recovery adds the same records again, from the superblock's
 tail on, and finds the same generations: :meth:`Ledger.written_back` is called only when a superblock that says so is
-durable.
+durable. Of the group in flight the log has a record.
 """
 
 from array import array
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator
-from typing import Final, TypeAlias
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
+from typing import Final, NamedTuple, TypeAlias
 
 from fusecache_rwl.format import RecordType
 
@@ -22,6 +24,13 @@ _DATA: Final = int(RecordType.DATA)
 
 DirtyRecord: TypeAlias = tuple[int, int, int, int]
 """Type (:class:`RecordType`: DATA, DISCARD or ZERO), image offset, image length, log position of the header."""
+
+
+class Group(NamedTuple):
+    """Generations that go below as one, by their numbers: *first*, *last*, and all between that there are."""
+
+    first: int
+    last: int
 
 
 class Generation:
@@ -71,6 +80,13 @@ class Generation:
         self.end_lsn = lsn + 1
         self.dirty_bytes += length if type == _DATA else size
 
+    def record_at(self, position: int) -> tuple[int, int, int] | None:
+        """Return image offset, image length and log position of the last record that begins at or before *position*."""
+        number = bisect_right(self._positions, position) - 1
+        if number < 0:
+            return None
+        return self._offsets[number], self._lengths[number], self._positions[number]
+
     @property
     def records(self) -> Iterator[DirtyRecord]:
         """The records in the order of the log. None is added while they are read, unless the generation is open."""
@@ -85,6 +101,7 @@ class Ledger:
 
     Attributes:
         open_generation: the number that records appended now carry.
+        group: the group in flight: some of it may be below, and not all of it is. None where there is none.
         add: puts a record that holds dirty data into the open generation, ``add(type, offset, length, position, size,
             lsn, now)``: DATA, DISCARD or ZERO; *offset* and *length* of the image; log *position* of its header; the
             *size* it takes in the log, header and padding included; its *lsn*; the time *now*, for its age (after a
@@ -93,6 +110,7 @@ class Ledger:
 
     def __init__(self, first: int = 1) -> None:
         self._begin(first)
+        self.group: Group | None = None
         self._sealed: deque[Generation] = deque()
         self._sealed_bytes = 0
         self._sealed_records = 0
@@ -132,12 +150,40 @@ class Ledger:
             raise ValueError(f"found {number} for generation {self.open_generation} of {len(self._open)} records")
         self._begin(number)
 
+    def record_at(self, position: int) -> tuple[int, int, int] | None:
+        """Return image offset, image length and log position of the header of the dirty record around a log position.
+
+        None where no dirty record begins before it. The caller knows that a record is there.
+        """
+        sealed = self._sealed
+        if sealed and position < sealed[0].end_position:
+            return sealed[0].record_at(position)
+        number = bisect_right(sealed, position, key=_end_position)
+        return (sealed[number] if number < len(sealed) else self._open).record_at(position)
+
     def oldest_sealed(self) -> Generation | None:
         """Return the generation that is written back next."""
         return self._sealed[0] if self._sealed else None
 
+    def oldest_within(self, most_bytes: int, most_records: int) -> Sequence[Generation]:
+        """Return the oldest sealed generations that have so many dirty bytes and records together at the most; the
+        oldest of all whatever it has."""
+        found: list[Generation] = []
+        for generation in self._sealed:
+            most_bytes -= generation.dirty_bytes
+            most_records -= len(generation)
+            if found and (most_bytes < 0 or most_records < 0):
+                break
+            found.append(generation)
+        return found
+
+    def sealed_until(self, last: int) -> Sequence[Generation]:
+        """Return the sealed generations up to that number, the oldest first."""
+        return list(takewhile(lambda generation: generation.number <= last, self._sealed))
+
     def written_back(self, generation: Generation) -> None:
-        """Forget *generation*: its content is durable below, and a superblock that says so is durable too.
+        """Forget *generation*: its content is durable below, and a superblock that says so is durable too. With the
+        last of the group in flight that group is forgotten.
 
         Raises:
             ValueError: it is not the oldest; nothing has changed.
@@ -147,10 +193,13 @@ class Ledger:
         self._sealed.popleft()
         self._sealed_bytes -= generation.dirty_bytes
         self._sealed_records -= len(generation)
+        if self.group is not None and generation.number >= self.group.last:
+            self.group = None
 
     def clear(self) -> None:
         """Forget everything. The number of the open generation stays, as none is used for two things."""
         self._sealed.clear()
+        self.group = None
         self._sealed_bytes = self._sealed_records = 0
         self._begin(self.open_generation)
 
@@ -179,3 +228,7 @@ class Ledger:
         """Time of the oldest record; None when nothing is dirty."""
         oldest = self._sealed[0] if self._sealed else self._open
         return oldest.oldest if len(oldest) else None
+
+
+def _end_position(generation: Generation) -> int:
+    return generation.end_position

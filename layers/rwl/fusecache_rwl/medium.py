@@ -6,7 +6,7 @@ Owns the choice between the engines. It must not know how they work, nor what is
 import logging
 from pathlib import Path
 
-from fusecache.api import Completions
+from fusecache.api import Completions, FileSync
 from fusecache_rwl.medium_base import Media, Medium
 from fusecache_rwl.medium_pmem import PmemMedium, map_pool
 from fusecache_rwl.medium_ssd import SsdMedium
@@ -17,7 +17,7 @@ __all__ = ["Media", "Medium", "create_pool", "open_medium"]
 log = logging.getLogger(__name__)
 
 
-def open_medium(path: Path, media: Media, completions: Completions) -> Medium:
+def open_medium(path: Path, media: Media, completions: Completions, file_sync: FileSync) -> Medium:
     """Open and lock the pool file *path*. Blocks; any thread.
 
     Args:
@@ -36,7 +36,7 @@ def open_medium(path: Path, media: Media, completions: Completions) -> Medium:
             if mapping is not None:
                 return PmemMedium(file, mapping, completions)
             log.info("%s is not used as persistent memory: durable by fdatasync", path)
-        return SsdMedium(file, completions)
+        return SsdMedium(file, completions, file_sync)
     except BaseException:
         file.release()
         raise

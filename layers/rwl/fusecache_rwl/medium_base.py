@@ -67,7 +67,8 @@ class Medium(ABC):
 
         Returns:
             True: it is already, and ``done`` is never called. False: ``done(error)`` is called. After one failure
-            every later sync fails as well: the kernel drops what it could not write, and tells once.
+            every later sync fails as well, up to :meth:`renew`: the kernel drops what it could not write, and tells
+            once.
         """
 
     @abstractmethod
@@ -103,6 +104,13 @@ class Medium(ABC):
 
         Until then, and after an error, a crash leaves the old bytes, the new ones, or a mixture: what *data* says must
         be true already, and the other superblock valid. One at a time.
+        """
+
+    @abstractmethod
+    def renew(self) -> None:
+        """Forget that a store or a sync failed, and with it all that was stored: nobody wants it any more.
+
+        What is stored from now on is durable when a sync says so.
         """
 
     @abstractmethod

@@ -116,6 +116,9 @@ class PmemMedium(Medium):
         self._completions.expect()
         self._completions.post(done, None)
 
+    def renew(self) -> None:
+        """Do nothing: a store that fails ends the process."""
+
     async def close(self) -> None:
         """Give up the mapping and the file; twice is once. Views that are still in use keep the memory."""
         if self._file is None:

@@ -31,18 +31,21 @@ import logging
 import os
 from typing import Any, Final
 
-from fusecache.api import Buffer, Completions, Done
+import trio
+
+from fusecache.api import Buffer, Completions, Done, FileSync
 from fusecache_rwl.committer import Committer
 from fusecache_rwl.format import ALIGNMENT, HEADER_SIZE, MAX_DATA, RING_OFFSET, SUPERBLOCK_SIZE
 from fusecache_rwl.medium_base import PAGE, Medium, ReadEnd
 from fusecache_rwl.pool_file import PoolFile
 from fusecache_rwl.readers import Readers, read_exactly
-from fusecache_rwl.threads import join_all
+from fusecache_rwl.threads import PATIENCE, join_all
 
 log = logging.getLogger(__name__)
 
 _WITHIN: Final = PAGE - 1
 _PADDING: Final = memoryview(bytes(PAGE))
+_pwritev: Final = os.pwritev
 _TMPFS: Final = 0x01021994
 """``TMPFS_MAGIC`` of linux/magic.h."""
 _WAITS: Final = -1
@@ -59,7 +62,7 @@ class SsdMedium(Medium):
     durability = "fdatasync"
     persists = False
 
-    def __init__(self, file: PoolFile, completions: Completions) -> None:
+    def __init__(self, file: PoolFile, completions: Completions, file_sync: FileSync) -> None:
         super().__init__(file.size)
         os.fdatasync(file.fd)
         os.posix_fadvise(file.fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -71,8 +74,7 @@ class SsdMedium(Medium):
         self._head = b""
         self._buffer = memoryview(bytearray(MAX_DATA))
         self._read_flags = _flags_for_reads_that_never_wait(file)
-        file.share()
-        self._committer = Committer(completions, self._make_durable, file.release)
+        self._committer = Committer(completions, file_sync, file)
         self._readers = Readers(file, completions)
         self._completions = completions
 
@@ -85,25 +87,27 @@ class SsdMedium(Medium):
         head = self._head if position == self._next else self._read_head(position, within)
         if data is None:
             data = b""
-        filled = within + HEADER_SIZE + len(data)
-        length = (filled + _WITHIN) & ~_WITHIN
+        size = len(data)
+        filled = within + HEADER_SIZE + size
+        padding = -filled & _WITHIN
         offset = RING_OFFSET + position % self.ring_size - within
-        if offset + length > self._end:
+        if offset + filled + padding > self._end:
             raise ValueError(f"a record of {filled - within} bytes at {position} crosses the ring's end")
-        written = os.pwritev(self._fd, (head, header, data, _PADDING[: length - filled]), offset)
-        if written != length:
-            raise OSError(errno.EIO, f"{self._file.path}: {written} bytes of {length} were written")
+        written = _pwritev(self._fd, (head, header, data, _PADDING[:padding]), offset)
+        if written != filled + padding:
+            raise OSError(errno.EIO, f"{self._file.path}: {written} bytes of {filled + padding} were written")
         committer.appended += 1
-        stored = (filled + ALIGNMENT - 1) & -ALIGNMENT
-        self._next = position - within + stored
-        kept = stored & _WITHIN
-        if not kept:
+        spare = -filled & (ALIGNMENT - 1)
+        self._next = position - within + filled + spare
+        # The next record begins in the last page, behind what that holds by now, or in a new one.
+        kept = filled & _WITHIN
+        if padding == spare:
             self._head = b""
-        elif kept == stored:
-            self._head = b"".join((head, header, data, _PADDING[: stored - filled]))
+        elif kept > size:
+            self._head = b"".join((head, header, data, _PADDING[:spare]))
         else:
             # A header never crosses a page, so the last page holds data only.
-            self._head = b"".join((data[len(data) - kept + stored - filled :], _PADDING[: stored - filled]))
+            self._head = b"".join((data[size - kept :], _PADDING[:spare])) if spare else bytes(data[size - kept :])
 
     def _read_head(self, position: int, within: int) -> bytes:
         # After a recovery, which has just read that page, or behind padding.
@@ -172,6 +176,11 @@ class SsdMedium(Medium):
             self._completions.expect()
             self._completions.post(done, None)
 
+    def renew(self) -> None:
+        """Forget a failed sync; see :meth:`Medium.renew`. The kernel has told it, so it tells of new ones only."""
+        self._next, self._head = 0, b""
+        self._committer.renew()
+
     async def close(self) -> None:
         """End the threads and give up the file; see :meth:`Medium.close`. Twice is once."""
         if self._fd < 0:
@@ -180,12 +189,17 @@ class SsdMedium(Medium):
         self._committer.stop()
         self._readers.stop()
         try:
-            await join_all([*self._readers.threads, self._committer.thread])
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._end_commit)
+                await join_all(self._readers.threads)
         finally:
             self._file.release()
 
-    def _make_durable(self) -> None:
-        os.fdatasync(self._file.fd)
+    async def _end_commit(self) -> None:
+        with trio.move_on_after(PATIENCE, shield=True) as patience:
+            await self._committer.ended()
+        if patience.cancelled_caught:
+            log.warning("left behind, waiting for the kernel: a sync of %s", self._file.path)
 
 
 def _flags_for_reads_that_never_wait(file: PoolFile) -> int:

@@ -2,6 +2,9 @@
 
 Owns how a move is read and written. It must not know which generation is next, nor when it counts as written back.
 
+Every record is checked when it is read (:mod:`fusecache_rwl.proof`). One that is not what was written fails the log,
+and nothing of its move goes below.
+
 A crash, or a cancellation, leaves some of the moves below, in part or whole; all of them are still in the log.
 """
 
@@ -11,9 +14,11 @@ from typing import Final, Protocol
 import trio
 
 from fusecache.api import DECLINED, DONE, FusecacheError, Volume
+from fusecache_rwl.failures import RecordDamaged
 from fusecache_rwl.format import RecordType
 from fusecache_rwl.log import Log
 from fusecache_rwl.merge import Move
+from fusecache_rwl.proof import Proven
 
 _SLICE: Final = 256 << 20
 """Bytes of a discard or zeroes that go down at one go."""
@@ -38,6 +43,7 @@ class Movement:
 
     def __init__(self, pool: Log, below: Volume, owner: Pace) -> None:
         self._log = pool
+        self._proven = Proven(pool)
         self._below = below
         self._owner = owner
         self._under_way = 0
@@ -123,38 +129,20 @@ class Movement:
             at += length
 
     async def _gather(self, move: Move) -> memoryview | None:
-        """Copy a move's data out of the log, into memory that attempts may keep; None after an error."""
+        """Copy a move's data out of the log, each record checked, into memory that attempts may keep; None after an
+        error."""
         data = bytearray(move.length)
         at = 0
-        medium = self._log.medium
         try:
             for length, position in move.pieces:
-                piece = medium.read_now(position, length)
-                data[at : at + length] = await _read(self._log, position, length) if piece is None else piece
+                piece = self._proven.read_now(position, length)
+                data[at : at + length] = await self._proven.read(position, length) if piece is None else piece
                 at += length
-            if self._log.failure is not None:
-                # What was read may not be what was written.
-                raise self._log.refusal()
+        except RecordDamaged as error:
+            self._log.fail(error)
+            self._ended(error)
+            return None
         except (OSError, FusecacheError) as error:
             self._ended(error)
             return None
         return memoryview(data)
-
-
-async def _read(pool: Log, position: int, length: int) -> bytes:
-    """Read from the pool on a thread. What is dirty stays where it is, so nothing need be held."""
-    ended = trio.Event()
-    outcome: list[object] = []
-
-    def done(error: BaseException | None, data: bytes) -> None:
-        outcome.extend((error, data))
-        ended.set()
-
-    pool.medium.read(position, length, done)
-    with trio.CancelScope(shield=True):
-        await ended.wait()
-    error, data = outcome
-    if isinstance(error, BaseException):
-        raise error
-    assert isinstance(data, bytes)
-    return data

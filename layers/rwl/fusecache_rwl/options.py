@@ -110,9 +110,10 @@ class RwlOptions(BaseModel):
     """When a change survives loss of power: ``write``, when it is acknowledged; ``flush``, when a later flush is. In
     both it survives the death of the process at once. ``auto`` is ``write`` on pmem and ``flush`` on ssd."""
 
-    order: Annotated[Literal["strict"], Field(description='"strict"')] = "strict"
-    """In which steps the level below moves on: from flush to flush, so that it is always what a disk could be after
-    loss of power."""
+    order: Annotated[Literal["strict", "grouped"], Field(description='"strict" or "grouped"')] = "strict"
+    """In which steps the level below moves on. ``strict``: from flush to flush, so that it is always what a disk could
+    be after loss of power. ``grouped``: over several flushes at once, of which only the newest content goes down, so
+    that it is such only between those steps; much faster for loads that flush after each write."""
 
     high_water: Fraction = 0.7
     """The part of the pool, 0 to 1 or in per cent, which dirty data may take before write-back begins."""

@@ -49,7 +49,7 @@ async def _opened(context: LayerContext, below: Volume) -> AsyncIterator[RwlLaye
     pool = _pool(context)
     if not context.dirty.is_set:
         await trio.to_thread.run_sync(_make, pool, options)
-    medium = await trio.to_thread.run_sync(open_medium, pool, options.media, context.completions)
+    medium = await trio.to_thread.run_sync(open_medium, pool, options.media, context.completions, context.file_sync)
     try:
         async with open_layer(context, below, medium) as layer:
             yield layer

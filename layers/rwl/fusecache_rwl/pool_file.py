@@ -75,7 +75,8 @@ def create_pool(path: Path, size: int) -> None:
     Raises:
         ValueError: *size* is below 12288.
         ImageBusy: the old file is open somewhere.
-        OSError: ENOSPC when there is no space, with what is missing; or any other failure to write there.
+        OSError: ENOSPC or EDQUOT when there is no space, EFBIG when no file may be that large, with what can be done;
+            or any other failure to write there.
     """
     if size < SMALLEST:
         raise ValueError(f"a pool file of {size} bytes: allowed are {SMALLEST} and more")
@@ -95,10 +96,7 @@ def create_pool(path: Path, size: int) -> None:
             raise
         _sync_directory(path.parent)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        text = f"no space for a pool file of {size} bytes ({_available(path.parent)} are free): {path}"
-        raise OSError(errno.ENOSPC, text) from error
+        raise _explained(error, path, size) from error
     finally:
         if old >= 0:
             os.close(old)
@@ -154,6 +152,22 @@ def _fill(path: Path, size: int) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _explained(error: OSError, path: Path, size: int) -> OSError:
+    """Return an error that says what is asked and what to do, where it is about the size; *error* otherwise."""
+    if error.errno == errno.ENOSPC:
+        text = f"no space for a pool file of {size} bytes ({_available(path.parent)} are free)"
+        advice = "free some, or configure a smaller `size`, or a `path` with more space"
+    elif error.errno == errno.EDQUOT:
+        text = f"no space for a pool file of {size} bytes in the quota of the user"
+        advice = "have it raised, or configure a smaller `size`"
+    elif error.errno == errno.EFBIG:
+        text = f"a pool file of {size} bytes is larger than any file may be there"
+        advice = "configure a smaller `size`, or a `path` on another file system, or raise the limit (`ulimit -f`)"
+    else:
+        return error
+    return OSError(error.errno, f"{text}: {path}; {advice}")
 
 
 def _sync_directory(path: Path) -> None:

@@ -18,6 +18,10 @@ step                                                 what the next recovery does
 ====  =============================================  =================================================================
 
 Recovering twice, or dying in between, changes nothing but the incarnation.
+
+A GROUP record whose generations are not all written back names the group in flight. There is one at the most, as the
+next is appended only when a superblock has the last one's end; where damage leaves an older superblock in force there
+may be several, all of them perhaps begun, and together they are the group.
 """
 
 import logging
@@ -34,12 +38,14 @@ from fusecache.api import LayerContext
 from fusecache.api.errors import CorruptState, Fenced
 from fusecache_rwl.format import RecordType
 from fusecache_rwl.index import Index
-from fusecache_rwl.ledger import Ledger
-from fusecache_rwl.log import Log, write_superblock
+from fusecache_rwl.ledger import Group, Ledger
+from fusecache_rwl.log import Log
 from fusecache_rwl.medium import Medium
 from fusecache_rwl.scan import Head, Scanned, scan
 from fusecache_rwl.space import Space
 from fusecache_rwl.superblock import Superblock, newest
+from fusecache_rwl.superblock_io import write_superblock
+from fusecache_rwl.waits import Waits
 
 log = logging.getLogger(__name__)
 
@@ -70,10 +76,10 @@ async def new_log(context: LayerContext, medium: Medium, size: int) -> Log:
         durable_lsn=0,
     )
     with trio.CancelScope(shield=True):
-        await write_superblock(medium, superblock)
+        await write_superblock(medium, superblock, Waits())
         # In both places: were the new one ever lost, the old one would bring the old records back.
         superblock = replace(superblock, sequence=superblock.sequence + 1)
-        await write_superblock(medium, superblock)
+        await write_superblock(medium, superblock, Waits())
     return Log(medium, superblock, Index(size), Ledger(), Space(medium.ring_size), 1)
 
 
@@ -115,7 +121,7 @@ async def recovered_log(context: LayerContext, medium: Medium, size: int) -> Log
             incarnation=superblock.incarnation + 1,
             durable_lsn=head.lsn - 1,
         )
-        await write_superblock(medium, superblock)
+        await write_superblock(medium, superblock, Waits())
     return recovery.log(superblock, head)
 
 
@@ -169,6 +175,9 @@ class _Recovery:
         elif record.type in (RecordType.DISCARD, RecordType.ZERO):
             self._index.insert_zero(record.offset, record.length, position)
         else:
+            if record.type is RecordType.GROUP and record.length > self._superblock.written_back:
+                first = record.offset if ledger.group is None else ledger.group.first
+                ledger.group = Group(first, record.length)
             return
         size = one.size
         ledger.add(record.type, record.offset, record.length, position, size, record.lsn, time.monotonic())
@@ -178,6 +187,9 @@ class _Recovery:
         space = Space(self._medium.ring_size)
         space.reset(head.position, superblock.tail_position)
         self._index.tail = superblock.tail_position
+        group = self._ledger.group
+        if group is not None and [one.number for one in self._ledger.sealed_until(group.last)][-1:] != [group.last]:
+            raise CorruptState(f"the log has no generation {group.last}, the last of the group that a record names")
         if not self._ledger.seal(head.position, head.lsn):
             self._ledger.skip_to(max(head.generation + 1, superblock.written_back + 1))
         return Log(self._medium, superblock, self._index, self._ledger, space, head.lsn)

@@ -99,6 +99,11 @@ class Space:
         """
         del self._pins[token]
 
+    @property
+    def pinned(self) -> bool:
+        """Whether anything is."""
+        return bool(self._pins)
+
     def retire(self, position: int) -> None:
         """Let what lies below *position* become clean: a superblock with that tail is durable.
 

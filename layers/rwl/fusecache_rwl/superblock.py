@@ -5,7 +5,7 @@ Owns their encoding, and which of the two counts. Pure: it must not know media o
 Superblocks are written in turns to two places. A write begins only when the one before is durable, so of the two places
 at most one is ever torn, and the other then holds what was durable before: a torn write is a write that did not happen.
 
-Format, version 1; all numbers are little-endian and without sign, what is not named is zero:
+Format, version 2; all numbers are little-endian and without sign, what is not named is zero:
 
 ======  =====  ========================================================================
 offset  bytes  field

@@ -13,18 +13,17 @@ import trio
 log = logging.getLogger(__name__)
 
 PATIENCE = 3.0
-"""Seconds that a thread has to end; one that takes longer hangs in the kernel."""
+"""Seconds that a thread, or a sync, has to end; one that takes longer hangs in the kernel."""
 
 
-async def join_all(threads: Sequence[threading.Thread | None]) -> None:
+async def join_all(threads: Sequence[threading.Thread]) -> None:
     """Wait for threads that were told to end, for :data:`PATIENCE` in all, even when cancelled.
 
     Those that have not ended are logged and left behind; they are daemons, and never keep the process from exiting.
     """
-    started = [thread for thread in threads if thread is not None]
-    if started:
+    if threads:
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(_join, started)
+            await trio.to_thread.run_sync(_join, threads)
 
 
 def _join(threads: Sequence[threading.Thread]) -> None:

@@ -1,8 +1,9 @@
-"""Write-back: moves dirty data to the level below, generation by generation, and then retires them.
+"""Write-back: moves dirty data to the level below, one or several generations at a time, and then retires them.
 
 Owns when and in which order. It must not know requests from above, nor how records are stored.
 
-**One generation at a time** (``order = "strict"``). Of a process killed, or power lost, after each step:
+**One generation at a time** (``order = "strict"``, and always where no more than one waits). Of a process killed, or
+power lost, after each step:
 
 ====  ==========================================  ======================================================================
 step                                              what is true
@@ -23,6 +24,36 @@ Between steps 1 and 2 a generation that no flush has ended is made durable in th
 what the log could lose, and what is read is what the medium has, not what the page cache failed to write. A crash
 before that leaves below all before it, and in the log a prefix of it.
 
+In a log that has failed step 5 is in memory only; :mod:`fusecache_rwl.groups` has what that leaves.
+
+**A group at a time** (``order = "grouped"``). The oldest sealed generations go below as one, merged: only the newest
+content of each range goes there, in any order. So in mid-group the level below is *torn*, which nothing but the rest of
+the group mends. Of a process killed, or power lost, after each step:
+
+====  ===========================================  =====================================================================
+step                                               what is true
+====  ===========================================  =====================================================================
+1     a GROUP record names them; it is durable,    below is all before the group; recovery finds the group, and carries
+      and a superblock says so                     it out. Lost before it is durable: there is no group. Damaged later:
+                                                   the log is corrupt, rather than without that group
+2     the dirty mark says torn; durable            the same; nobody discards the layer without taking a torn level below
+3     some of the moves are written below          below is torn; the log has all of the group
+4     all of them are, and flushed                 below is all up to the end of the group
+5     the superblock names the next generation     the same; recovery begins behind the group, which is none any more
+6     write-back comes to rest, and the mark says  the same; before, it said torn without need: the next open takes it
+      torn no more; durable                        back
+====  ===========================================  =====================================================================
+
+A group is carried out as it was named: after an error, a stop or a crash exactly those generations go below, as one,
+before anything else does, whatever the rate says, and none of a later one. The moves carry their newest content only,
+so doing them again, or dying while they are done again, changes nothing. With rate 0 the group in flight is finished,
+as the level below would stay torn for as long as the pause lasts.
+
+Step 6 is left out while another group follows at once, as it takes milliseconds: the mark then says torn in between,
+when nothing is. That errs to the safe side, and only where nobody can ask the layer itself: for a discard of an open
+image :attr:`Writeback.torn` counts, which is exact. A generation that goes alone, as the next one or because the log
+has no space for a record, may do so under that mark too.
+
 What is moved is read from the log, which keeps dirty data in place. No request from above ever reaches the range of a
 move in the level below: what is dirty is answered from the log.
 """
@@ -30,24 +61,27 @@ move in the level below: what is dirty is answered from the log.
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Final
 
 import trio
 
 from fusecache.api import DirtyMark, Emit, FusecacheError, LayerState, Volume
 from fusecache.api.errors import VolumeClosed
+from fusecache_rwl.aside import Aside
+from fusecache_rwl.failures import RecordDamaged
+from fusecache_rwl.groups import Groups
 from fusecache_rwl.ledger import Generation
 from fusecache_rwl.log import Log, Tail
 from fusecache_rwl.merge import plan_slices
 from fusecache_rwl.movement import Movement
 from fusecache_rwl.options import RwlOptions
+from fusecache_rwl.retries import Retries
+from fusecache_rwl.waiters import Waiters
 
 log = logging.getLogger(__name__)
 
-_FIRST_PAUSE: Final = 0.1
-_LONGEST_PAUSE: Final = 30.0
-"""Seconds between attempts after errors."""
 _GUARDED: Final = 60.0
 """Seconds that the image stays marked as dirty after the last dirty data went below: marking costs milliseconds."""
 
@@ -59,6 +93,7 @@ class Writeback:
         state: CLEAN where nothing is to be told, WRITING_BACK, or DEGRADED after an error of the level below.
         moved_bytes: written below since the layer was opened.
         rate: bytes per second when nobody waits; 0 pauses, None is no limit.
+        aside: the way of a layer whose medium has failed.
         wake_at: call :meth:`wake` when more dirty bytes of the ring are used.
     """
 
@@ -67,18 +102,14 @@ class Writeback:
         self._dirty = dirty
         self._below = below
         self._options = options
-        self._emit = emit
         self._wanted = trio.Event()
-        self._advanced = trio.Event()
+        self._waiters = Waiters(self._hurry)
         self._high = int(options.high_water * pool.medium.ring_size)
         self._low = int(options.low_water * pool.medium.ring_size)
-        self._urgent = 0
-        self._failures = 0
-        self._failure: BaseException | None = None
+        self._groups = Groups(pool, dirty, grouped=options.order == "grouped")
+        self._retries = Retries(emit)
+        self._unsettled = False
         self._pacing = trio.CancelScope()
-        self._backing_off = trio.CancelScope()
-        self._pause = _FIRST_PAUSE
-        self._over: Exception | None = None
         self._busy = False
         self._stopped = False
         self._emptied = time.monotonic()
@@ -87,13 +118,24 @@ class Writeback:
         self.moved_bytes = 0
         self.rate = options.writeback_rate
         self.wake_at: float = -1
+        self.aside = Aside(pool, below, dirty, emit, each=options.persists_each, changed=self._waiters.tell)
         pool.changed = self._look_again
 
     @property
     def state(self) -> LayerState:
-        if self._failure is not None:
+        if self._retries.failure is not None:
             return LayerState.DEGRADED
         return LayerState.WRITING_BACK if self._busy else LayerState.CLEAN
+
+    @property
+    def torn(self) -> bool:
+        """See :attr:`Groups.torn`."""
+        return self._groups.torn
+
+    @property
+    def is_damaged(self) -> bool:
+        """What is dirty cannot be saved: a record is not what was written."""
+        return isinstance(self._retries.failure, RecordDamaged) and self._log.ledger.records > 0
 
     def wake(self) -> None:
         """Look whether there is something to do."""
@@ -115,7 +157,9 @@ class Writeback:
             FusecacheError, OSError: the level below, or the pool, refused, or write-back has ended; all data are still
                 there.
         """
-        self._backing_off.cancel()
+        self._retries.hurry()
+        self.aside.hurry()
+        self._wanted.set()
         ledger = self._log.ledger
         self._log.seal()
         last = ledger.open_generation - 1
@@ -130,46 +174,29 @@ class Writeback:
         Raises:
             FusecacheError: write-back has ended.
         """
-        with trio.move_on_at(until):
-            self._urgent += 1
-            try:
-                self._check_going_on()
-                self._hurry()
-                await self._advanced.wait()
-                self._check_going_on()
-                return True
-            finally:
-                self._urgent -= 1
+        with trio.move_on_at(until), self._waiters.one_more():
+            await self._waiters.wait()
+            self._waiters.check()
+            return True
         return False
 
     async def _until(self, finished: Callable[[], bool]) -> None:
-        self._urgent += 1
-        seen = self._failures
-        try:
+        seen = self._retries.count
+        with self._waiters.one_more():
             while not finished():
-                if self._log.failure is not None:
-                    raise self._log.refusal()
-                self._check_going_on()
-                self._hurry()
-                await self._advanced.wait()
-                if self._failures != seen and not finished():
-                    assert self._failure is not None
-                    raise self._failure
-        finally:
-            self._urgent -= 1
+                await self._waiters.wait()
+                if self._retries.count != seen and not finished() and self._retries.failure is not None:
+                    raise self._retries.failure
 
     def _hurry(self) -> None:
         self._pacing.cancel()
         self._wanted.set()
 
-    def _check_going_on(self) -> None:
-        if self._over is not None:
-            raise self._over
-
     def end(self, reason: Exception) -> None:
         """Have whoever waits, now or later, receive *reason*: nothing is written back any more."""
-        self._over = reason
-        self._tell()
+        self._log.deserted = True
+        self._log.stranded.tell(reason)
+        self._waiters.end(reason)
 
     # ---- the task ----
 
@@ -178,10 +205,13 @@ class Writeback:
         try:
             while True:
                 await self._wait_for_work()
+                failures = self._log.failures
                 try:
-                    await self._write_back()
+                    await (self.aside.come_back() if self.aside.active else self._write_back())
                 except (FusecacheError, OSError) as error:
-                    await self._failed(error)
+                    # Where the log has just failed, what is dirty is saved at once.
+                    if failures == self._log.failures:
+                        await self._failed(error)
         finally:
             self.end(VolumeClosed("the layer is closed"))
 
@@ -195,17 +225,22 @@ class Writeback:
     def resume(self) -> None:
         """Go on after :meth:`stop`."""
         self._stopped = False
-        self._tell()
+        self._retries.hurry()
+        self._waiters.tell()
         self._wanted.set()
 
     def _look_again(self) -> None:
         """Have those who wait look for themselves: the log has failed, or a read lets go of clean data."""
-        if self._urgent:
-            self._tell()
-
-    def _tell(self) -> None:
-        self._advanced.set()
-        self._advanced = trio.Event()
+        if self._log.failure is not None:
+            self.aside.look()
+            if self.aside.active:
+                # A sync of before, which failed late: all that it was about is durable below.
+                self._log.stranded.tell(None)
+            elif self._log.stranded:
+                self._retries.hurry()
+            self._wanted.set()
+        if self._waiters.count:
+            self._waiters.tell()
 
     async def _wait_for_work(self) -> None:
         while True:
@@ -220,12 +255,22 @@ class Writeback:
 
     def _patience(self) -> float:
         """Return the seconds until there is something to do."""
-        ledger = self._log.ledger
-        if self._stopped or self._log.failure is not None:
+        if self._stopped:
             return math.inf
+        if self.aside.active:
+            return self.aside.patience
+        return 0 if self._groups.in_flight or self._groups.is_stale else self._leisure()
+
+    def _leisure(self) -> float:
+        """Return the seconds until a generation is to be written back, or the mark to be cleared."""
+        ledger = self._log.ledger
+        if self._log.failure is not None:
+            return 0
         if not ledger.records:
+            if self._unsettled and not self._dirty.is_set:
+                return 0
             return max(0.0, self._emptied + _GUARDED - time.monotonic()) if self._dirty.is_set else math.inf
-        if self._urgent:
+        if self._waiters.count:
             return 0
         if self.rate == 0:
             return math.inf
@@ -234,77 +279,99 @@ class Writeback:
         return max(0.0, (ledger.oldest_time or 0.0) + self._options.max_dirty_age - time.monotonic())
 
     async def _write_back(self) -> None:
-        """Write back generations until the low water mark, or, for somebody who waits or for age, all of them."""
+        """Write back the group in flight, and where it is time for more generations until the low water mark, or, for
+        somebody who waits or for age, all of them."""
         ledger, space = self._log.ledger, self._log.space
         above = space.dirty_used > self._high
-        last = ledger.open_generation
+        due = self._leisure() <= 0
+        last = ledger.open_generation if due else 0
         self._busy = True
         self._idle = trio.Event()
         try:
-            if not ledger.records:
-                await self._dirty.clear()
-                self._succeeded()
-            while ledger.records and not self.stopped:
-                generation = ledger.oldest_sealed()
-                if generation is None:
+            if not ledger.records and due:
+                await (self.clear_mark() if self._log.failure is None else self.aside.step_aside())
+                self._retries.succeeded()
+            while ledger.records and not self.stopped and self._goes_on(last, above):
+                if ledger.oldest_sealed() is None:
                     self._log.seal()
-                    continue
-                if not self._urgent and (generation.number > last or (above and space.dirty_used <= self._low)):
-                    return
-                if not await self._move(generation):
+                elif not await self._move(self._groups.next()):
                     break
-            if self._log.failure is not None:
-                raise self._log.refusal()
+            await self._groups.rest()
         finally:
             self._busy = False
             self._idle.set()
 
-    async def _move(self, generation: Generation) -> bool:
-        """Steps 2 to 6 for one generation; False where it was stopped in between."""
-        await self._log.make_durable(generation.end_lsn - 1)
+    def _goes_on(self, last: int, above: bool) -> bool:
+        """Whether more is to be written back, up to the generation *last*, or if *above* to the low water mark."""
+        ledger = self._log.ledger
+        if self._groups.in_flight or self._waiters.count or self._log.failure is not None:
+            return True
+        if above and self._log.space.dirty_used <= self._low:
+            return False
+        oldest = ledger.oldest_sealed()
+        return (ledger.open_generation if oldest is None else oldest.number) <= last
+
+    async def _move(self, generations: Sequence[Generation]) -> bool:
+        """Take all steps but the last for what goes below as one; False where it was stopped in between."""
+        last = generations[-1]
+        if not await self._groups.announce(generations):
+            return True
+        if self.stopped:
+            return False
+        self._groups.begun = True
+        records = chain.from_iterable(generation.records for generation in generations)
         if not await Movement(self._log, self._below, self).carry_out(
-            plan_slices(generation.records, self._below.preferred_io), self._options.writeback_depth
+            plan_slices(records, self._below.preferred_io), self._options.writeback_depth
         ):
             return False
         await self._below.flush()
-        await self._log.retire(Tail(generation.end_position, generation.end_lsn, generation.number))
-        self._log.ledger.written_back(generation)
+        await self._log.retire(Tail(last.end_position, last.end_lsn, last.number))
+        for generation in generations:
+            self._log.ledger.written_back(generation)
         if not self._options.keep_clean:
             self._log.drop_clean()
         self._emptied = time.monotonic()
-        self._succeeded()
-        self._tell()
+        self._retries.succeeded()
+        self._waiters.tell()
         return True
 
-    def _succeeded(self) -> None:
-        if self._failure is not None:
-            self._emit("writeback-resumed", "the level below takes data again")
-        self._failure = None
+    async def mend(self) -> None:
+        """See :meth:`Groups.rest`."""
+        await self._groups.rest()
+
+    async def clear_mark(self) -> None:
+        """Clear the mark; where that fails it is tried again, until it is set again."""
+        try:
+            await self._dirty.clear()
+        except BaseException:
+            self._unsettled = True
+            self._wanted.set()
+            raise
+        self._unsettled = False
 
     async def _failed(self, error: BaseException) -> None:
         """Tell, and wait a while before the next attempt; what is dirty stays dirty."""
-        if self._failure is None:
-            log.warning("write-back failed, and is tried again: %s", error)
-            self._emit("writeback-failed", f"{error}; the data stay in the log and are tried again")
-            self._pause = _FIRST_PAUSE
-        self._failure = error
-        self._failures += 1
-        self._tell()
-        self._backing_off = trio.CancelScope(deadline=trio.current_time() + self._pause)
-        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
-        with self._backing_off:
-            await trio.sleep_forever()
+        self._retries.failed(error)
+        self._log.stranded.tell(error)
+        self._waiters.tell()
+        try:
+            await self._groups.rest()
+        except (FusecacheError, OSError):
+            log.warning("the image stays marked as torn, though it is not, until the mark is next changed")
+        await self._retries.pause()
 
     @property
     def stopped(self) -> bool:
         """No further move is to begin."""
-        return self._stopped or (self.rate == 0 and not self._urgent) or self._log.failure is not None
+        if self.rate == 0 and not self._waiters.count and not self._groups.in_flight and self._log.failure is None:
+            return True
+        return self._stopped
 
     async def pace(self, length: int) -> None:
         """Account for *length* bytes of data moved, and wait as the rate asks, unless somebody waits."""
         self.moved_bytes += length
         rate = self.rate
-        if rate and not self._urgent and not self._stopped:
+        if rate and not self._waiters.count and not self._stopped and self._log.failure is None:
             self._pacing = trio.CancelScope(deadline=trio.current_time() + length / rate)
             with self._pacing:
                 await trio.sleep_forever()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fusecache.testing import SIZES, check_layer
-from fusecache_rwl import plugin
+from fusecache_rwl.plugin import plugin
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import pytest
 from fusecache.api import Layer, joined
 from fusecache.api.errors import CorruptState, Fenced
 from fusecache.testing import MemoryVolume, RecordingMark, layer_context, validated
-from fusecache_rwl import plugin
 from fusecache_rwl.format import RING_OFFSET
+from fusecache_rwl.plugin import plugin
 from layers.rwl.tests.support.bench import WHERE, unwrapped
 
 SIZE = 1 << 20

@@ -10,7 +10,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from fusecache.api import DECLINED, LayerState
 from fusecache.testing import HANG, Fault
 from fusecache.testing.requests import AttemptMode, Operation
-from fusecache_rwl.layer import LogFull, RwlLayer
+from fusecache_rwl.failures import LogFull
+from fusecache_rwl.layer import RwlLayer
 from layers.rwl.tests.support.bench import BLOCK, SIZE, Bench, benched, block, read, write
 
 STEPS: tuple[Operation, ...] = ("write", "discard", "write_zeroes", "flush")
@@ -189,3 +190,33 @@ async def test_a_mark_that_cannot_be_cleared_fails_no_close(bench: Bench) -> Non
         bench.mark.failure = OSError(errno.EIO, "the record cannot be written")
     bench.mark.failure = None
     assert bench.below() == block(1)
+
+
+async def test_a_mark_that_cannot_be_cleared_is_cleared_as_soon_as_that_is_possible(
+    bench: Bench, hurried_clock: MockClock
+) -> None:
+    async with bench.opened() as layer:
+        await write(layer, 0, 1)
+        bench.mark.failure = OSError(errno.EIO, "the record cannot be written")
+        with pytest.raises(OSError, match="the record cannot be written"):
+            await layer.writeback()
+        await bench.wait_for("writeback-failed")
+        assert layer.status().state is LayerState.DEGRADED
+        bench.mark.failure = None
+        await bench.wait_for("writeback-resumed")
+        assert bench.mark.told == ["set", "clear"]
+        assert layer.status().state is LayerState.CLEAN
+
+
+async def test_a_mark_that_could_not_be_cleared_and_is_set_again_stays_set(bench: Bench) -> None:
+    async with bench.opened() as layer:
+        await write(layer, 0, 1)
+        bench.mark.failure = OSError(errno.EIO, "the record cannot be written")
+        with pytest.raises(OSError, match="the record cannot be written"):
+            await layer.writeback()
+        bench.mark.failure = None
+        await write(layer, 0, 2)
+        await wait_all_tasks_blocked()
+        assert bench.mark.is_set
+        assert layer.status().dirty_bytes == BLOCK
+        assert bench.below() == block(1)

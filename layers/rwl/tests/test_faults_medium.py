@@ -1,18 +1,18 @@
-"""The pool's medium fails: the layer says so, nothing wrong is ever read, and the next open finds a prefix."""
+"""The pool's medium fails: what is dirty is saved below, nothing wrong is ever read, and the layer stands aside."""
 
-import contextlib
+import errno
 from collections.abc import Iterator
 
 import pytest
 import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
 
-from fusecache.api import FusecacheError, LayerState
-from fusecache_rwl.layer import RwlLayer
-from fusecache_rwl.log import LogFailed
+from fusecache.api import PENDING, FusecacheError, LayerState, Span
+from fusecache.testing import HANG, Fault
+from fusecache_rwl.failures import LogFailed, LogFull
 from layers.rwl.tests.support.bench import BLOCK, SIZE, Bench, benched, block, read, write
+from layers.rwl.tests.support.failing_medium import PATIENCE, STEPS, broken, fail, opened_again, stood_aside
 from layers.rwl.tests.support.switched import Step
-
-FAILURES = (LogFailed, OSError)
 
 
 @pytest.fixture(params=[False, True], ids=["whole", "torn"])
@@ -26,120 +26,212 @@ def bench() -> Iterator[Bench]:
         yield made
 
 
-def broken(bench: Bench, step: Step, *, torn: bool = False) -> None:
-    """Have a step fail from now on."""
-    bench.medium.failing.add(step)
-    bench.medium.torn = torn
+@pytest.fixture
+def hurried_clock() -> MockClock:
+    """A clock that jumps to the next deadline when everybody waits, for longer than any thread of the pool works."""
+    return MockClock(autojump_threshold=0.1)
 
 
-async def expect_refusal(layer: RwlLayer) -> None:
-    """The layer is failed, and takes nothing more."""
-    assert layer.status().state is LayerState.FAILED
-    with pytest.raises(LogFailed) as caught:
-        await write(layer, 7, 77)
-    assert caught.value.errno == 5
-    for again in (layer.flush, layer.writeback):
-        with pytest.raises(FAILURES):
-            await again()
+# ---- the data are saved ----
 
 
-async def expect_nothing_wrong(layer: RwlLayer, *allowed: bytes) -> None:
-    """A read returns one of the contents, or fails."""
-    try:
-        found = await read(layer, 0, len(allowed[0]) // BLOCK)
-    except FAILURES:
-        return
-    assert found in allowed
-
-
-async def expect_prefix(bench: Bench, *allowed: bytes) -> None:
-    """Opened again, the layer holds one of the contents, says so below, and works."""
-    async with bench.opened() as layer:
-        found = await read(layer, 0, len(allowed[0]) // BLOCK)
-        assert found in allowed
-        await write(layer, 9, 99)
-        await layer.writeback()
-        assert layer.status().state is LayerState.CLEAN
-    assert bench.below(0, len(found)) == found
-    assert bench.below(9 * BLOCK) == block(99)
-
-
-async def test_an_append_that_fails_fails_the_layer_and_leaves_no_trace(bench: Bench, torn: bool) -> None:
+async def test_an_append_that_fails_goes_below_behind_all_that_was_before_it(bench: Bench, torn: bool) -> None:
     async with bench.opened() as layer:
         await write(layer, 0, 1)
         await layer.flush()
         await write(layer, 1, 2)
-        broken(bench, "append", torn=torn)
-        with pytest.raises(LogFailed):
-            await write(layer, 0, 3)
-        bench.medium.failing.clear()
-        await expect_refusal(layer)
-        await expect_nothing_wrong(layer, block(1) + block(2))
-        # What is not in the log is still served.
-        assert await read(layer, 5) == bytes(BLOCK)
-    assert bench.mark.is_set
-    await expect_prefix(bench, block(1) + block(2))
+        broken(bench, "append", "sync", torn=torn)
+        await write(layer, 0, 3)
+        assert bench.below(0, 2 * BLOCK) == block(3) + block(2)
+        assert await read(layer, 0, 2) == block(3) + block(2)
+        assert bench.events == ["log-failed", "log-aside"]
+        status = layer.status()
+        assert (status.state, status.dirty_bytes, status.errors) == (LayerState.DEGRADED, 0, 1)
+        assert not bench.mark.is_set
+    await opened_again(bench, block(3) + block(2))
 
 
-async def test_a_sync_that_fails_is_told_and_fails_the_layer(bench: Bench) -> None:
+@pytest.mark.parametrize("persist", ["flush", "write"])
+async def test_a_sync_that_fails_is_answered_when_all_is_durable_below(bench: Bench, persist: str) -> None:
+    async with bench.opened(persist=persist) as layer:
+        await write(layer, 0, 1)
+        broken(bench, "sync")
+        fault = bench.faults.inject(Fault({"flush"}, error=None))
+        await write(layer, 0, 2)
+        await layer.flush()
+        assert fault.hits
+        assert bench.below() == block(2)
+        assert layer.status().state is LayerState.DEGRADED
+    await opened_again(bench, block(2))
+
+
+async def test_a_retirement_that_fails_has_the_data_below_all_the_same(bench: Bench, torn: bool) -> None:
     async with bench.opened() as layer:
         await write(layer, 0, 1)
+        broken(bench, "superblock", torn=torn)
+        await layer.writeback()
+        assert bench.below() == block(1)
+        await stood_aside(bench)
+        assert not bench.mark.is_set
+    await opened_again(bench, block(1))
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_generations_go_below_in_their_order(bench: Bench, step: Step) -> None:
+    async with bench.opened() as layer:
+        for number in range(4):
+            await write(layer, 0, number)
+            await write(layer, 1 + number, number)
+            await layer.flush()
+        if step == "sync":
+            await write(layer, 20, 20)
+        bench.faults.inject(Fault({"write"}, span=Span(3 * BLOCK, 4 * BLOCK)))
+        broken(bench, *STEPS)
+        with trio.move_on_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(fail, layer, step)
+                await bench.wait_for("writeback-failed")
+                nursery.cancel_scope.cancel()
+        assert bench.below(BLOCK, 4 * BLOCK) == block(0) + block(1) + bytes(2 * BLOCK)
+        assert layer.status().state is LayerState.FAILED
+        assert bench.mark.is_set
+        bench.faults.heal()
+        await layer.writeback()
+        assert bench.below(0, 5 * BLOCK) == block(3) + b"".join(block(number) for number in range(4))
+
+
+async def test_a_pause_does_not_keep_a_failed_log_from_being_saved(bench: Bench) -> None:
+    async with bench.opened(writeback_rate="0", persist="write") as layer:
+        await write(layer, 0, 1)
+        layer.moving._log.fail(OSError(5, "the disk failed"))
+        await stood_aside(bench)
+        assert bench.below() == block(1)
+
+
+async def test_an_invalidation_that_fails_drops_nothing_and_the_next_one_all(bench: Bench, torn: bool) -> None:
+    async with bench.opened() as layer:
+        await write(layer, 0, 1)
+        bench.faults.inject(Fault({"write"}))
+        broken(bench, "superblock", torn=torn)
+        with pytest.raises(LogFailed):
+            await layer.invalidate(dirty=True)
+        assert await read(layer) == block(1)
+        assert bench.mark.is_set
+        await layer.invalidate(dirty=True)
+        assert not bench.mark.is_set
+        await stood_aside(bench)
+        assert await read(layer) == bench.below() == bytes(BLOCK)
+    bench.faults.heal()
+    await opened_again(bench, bytes(BLOCK))
+
+
+# ---- as long as that is not possible ----
+
+
+@pytest.mark.parametrize("step", ["append", "sync"])
+async def test_a_flush_fails_until_all_is_durable_below_and_then_succeeds(bench: Bench, step: Step) -> None:
+    async with bench.opened() as layer:
+        await write(layer, 0, 1)
+        bench.faults.inject(Fault({"flush"}, OSError(5, "the level below failed, too")))
+        broken(bench, step)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail, layer, step)
+            await bench.wait_for("log-failed")
+            for _ in range(3):
+                with pytest.raises(OSError, match="the level below failed, too"):
+                    await layer.flush()
+            assert layer.status().state is LayerState.FAILED
+            assert layer.status().dirty_bytes == BLOCK
+            assert await read(layer) == block(1)
+            bench.faults.heal()
+            await layer.flush()
+            assert bench.below() == block(1)
+            assert layer.status().state is LayerState.DEGRADED
+            assert not bench.mark.is_set
+
+
+async def test_changes_wait_and_fail_as_in_a_full_log(bench: Bench, hurried_clock: MockClock) -> None:
+    async with bench.opened(stall_timeout="60s", stall_errno="ENOSPC") as layer:
+        await write(layer, 0, 1)
+        bench.faults.inject(Fault({"write"}))
+        broken(bench, "append")
+        with pytest.raises(LogFull) as caught:
+            await write(layer, 0, 2)
+        assert caught.value.errno == errno.ENOSPC
+        assert trio.current_time() >= 60
+        assert await read(layer) == block(1)
+        bench.faults.heal()
+        await write(layer, 0, 3)
+        assert bench.below() == block(3)
+
+
+async def test_nothing_is_acknowledged_before_the_image_is_durably_not_marked(bench: Bench) -> None:
+    async with bench.opened() as layer:
+        await write(layer, 0, 1)
+        broken(bench, *STEPS)
+        bench.mark.failure = OSError(5, "the record cannot be written")
+        with pytest.raises(OSError, match="the record cannot be written"):
+            await layer.flush()
+        assert bench.below() == block(1)
+        assert layer.status().state is LayerState.FAILED
+        bench.mark.failure = None
+        await layer.flush()
+        assert bench.mark.told == ["set", "clear"]
+        assert layer.status().state is LayerState.DEGRADED
+
+
+async def test_a_crash_before_it_stands_aside_loses_nothing_that_was_flushed(bench: Bench) -> None:
+    async with bench.opened() as layer:
+        await write(layer, 0, 1)
+        await write(layer, 1, 1)
         await layer.flush()
         await write(layer, 0, 2)
-        broken(bench, "sync")
-        with pytest.raises(FAILURES):
+        bench.faults.inject(Fault({"flush"}, delay=HANG, skip=1))
+        broken(bench, *STEPS)
+        told: list[BaseException | None] = []
+        assert layer.try_flush(told.append) is PENDING
+        while bench.below() != block(2):
+            await trio.lowlevel.checkpoint()
+        with trio.move_on_after(0.01) as scope:
             await layer.flush()
-        bench.medium.failing.clear()
-        await expect_refusal(layer)
-        await expect_nothing_wrong(layer, block(2))
-        assert bench.below() == bytes(BLOCK)
+        assert scope.cancelled_caught
+        assert not told
+    assert isinstance(told[0], FusecacheError)
     assert bench.mark.is_set
-    await expect_prefix(bench, block(1), block(2))
+    bench.faults.heal()
+    await opened_again(bench, block(1) + block(1), block(2) + block(1))
 
 
-async def test_a_write_that_should_be_durable_fails_with_its_sync(bench: Bench) -> None:
-    async with bench.opened(persist="write") as layer:
-        await write(layer, 0, 1)
-        broken(bench, "sync")
-        with pytest.raises(FAILURES):
-            await write(layer, 0, 2)
-        assert layer.status().state is LayerState.FAILED
-    await expect_prefix(bench, block(1), block(2))
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_close_ends_whatever_has_failed(bench: Bench, step: Step) -> None:
+    with trio.fail_after(PATIENCE):
+        async with bench.opened(writeback_rate="max", max_dirty_age="0s") as layer:
+            await write(layer, 0, 1)
+            await layer.flush()
+            bench.gate.close()
+            broken(bench, step)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(fail, layer, step)
+                await wait_all_tasks_blocked()
+                nursery.cancel_scope.cancel()
+    bench.gate.open()
+    await opened_again(bench, block(1))
 
 
-async def test_a_retirement_that_fails_fails_the_layer_and_loses_nothing(bench: Bench, torn: bool) -> None:
-    async with bench.opened() as layer:
-        await write(layer, 0, 1)
-        broken(bench, "superblock", torn=torn)
-        with pytest.raises(FAILURES):
-            await layer.writeback()
-        await expect_refusal(layer)
-        await expect_nothing_wrong(layer, block(1))
-    assert bench.mark.is_set
-    await expect_prefix(bench, block(1))
+async def test_a_close_does_not_wait_for_a_medium_that_hangs(bench: Bench, hurried_clock: MockClock) -> None:
+    steps: tuple[Step, ...] = ("sync", "superblock")
+    for number, step in enumerate(steps):
+        async with bench.opened(writeback_rate="max", max_dirty_age="0s") as layer:
+            bench.medium.hold(step)
+            await write(layer, 0, number)
+            await bench.medium.wait_held()
+            began = trio.current_time()
+        assert trio.current_time() - began < 5
+        assert bench.mark.is_set
+        await opened_again(bench, block(number))
 
 
-async def test_a_torn_superblock_is_not_written_over_by_a_second_torn_one(bench: Bench) -> None:
-    async with bench.opened() as layer:
-        await write(layer, 0, 1)
-        await layer.writeback()
-        await write(layer, 0, 2)
-        broken(bench, "superblock", torn=True)
-        for _ in range(3):
-            with pytest.raises(FAILURES):
-                await layer.writeback()
-    await expect_prefix(bench, block(2))
-
-
-async def test_an_invalidation_that_fails_forgets_nothing(bench: Bench, torn: bool) -> None:
-    async with bench.opened() as layer:
-        await write(layer, 0, 1)
-        broken(bench, "superblock", torn=torn)
-        with pytest.raises(FAILURES):
-            await layer.invalidate(dirty=True)
-        await expect_nothing_wrong(layer, block(1))
-    assert bench.mark.is_set
-    await expect_prefix(bench, block(1))
+# ---- opening ----
 
 
 @pytest.mark.parametrize("step", ["superblock", "read", "sync"])
@@ -154,7 +246,7 @@ async def test_a_recovery_that_fails_changes_nothing(bench: Bench, step: Step) -
             pytest.fail("it opened")
     bench.fails_to_open.clear()
     assert bench.mark.is_set
-    await expect_prefix(bench, block(2))
+    await opened_again(bench, block(2))
 
 
 async def test_a_new_log_that_cannot_begin_is_not_opened(bench: Bench) -> None:
@@ -183,18 +275,3 @@ async def test_a_read_that_fails_is_told_moves_nothing_wrong_and_may_succeed_lat
         assert await read(layer) == block(1)
         await layer.writeback()
     assert bench.below() == block(1)
-
-
-async def test_a_close_of_a_failed_layer_ends(bench: Bench) -> None:
-    steps: tuple[Step, ...] = ("append", "sync", "superblock")
-    for step in steps:
-        with trio.fail_after(10):
-            async with bench.opened(writeback_rate="max", max_dirty_age="0s") as layer:
-                await write(layer, 0, 1)
-                broken(bench, step)
-                with contextlib.suppress(*FAILURES):
-                    await write(layer, 1, 2)
-                with pytest.raises(FAILURES):
-                    await layer.writeback()
-        assert bench.mark.is_set
-    await expect_prefix(bench, block(1) + bytes(BLOCK), block(1) + block(2))

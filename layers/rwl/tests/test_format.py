@@ -51,6 +51,7 @@ def test_the_types_keep_their_numbers() -> None:
         "SYNC": 4,
         "PAD": 5,
         "VOID": 6,
+        "GROUP": 7,
     }
 
 
@@ -123,6 +124,18 @@ def field(at: int, value: int, size: int, body: bytes = PINNED) -> bytes:
     return body[:at] + value.to_bytes(size, "little") + body[at + size :]
 
 
+GROUP: Final = field(56, 7, 4, field(48, 0, 4, field(32, 4, 8, field(24, 2, 8, field(16, 4, 8)))))
+"""A GROUP of the generations 2 to 4, in generation 4."""
+
+
+def test_a_group_names_generations_before_its_own_and_keeps_its_bytes() -> None:
+    header = Encoder(UUID).header(0x0102030405060708, 3, 5, RecordType.GROUP, 2, 4, None, 0x0102030405060707)
+    assert header[:52] == field(16, 5, 8, GROUP)[:52]
+    assert header[52:56] == bytes(4)
+    assert decode(UUID, header) == Record(0x0102030405060708, 3, 5, RecordType.GROUP, 2, 4, 0, 0x0102030405060707, 0)
+    assert decode(UUID, sealed(field(16, 5, 8, GROUP))) is not None
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -134,7 +147,7 @@ def field(at: int, value: int, size: int, body: bytes = PINNED) -> bytes:
         pytest.param(field(48, MAX_DATA + 1, 4, field(32, MAX_DATA + 1, 8)), id="data too long"),
         pytest.param(field(24, ONES, 8), id="beyond the end of any image"),
         pytest.param(field(56, 0, 4), id="type 0"),
-        pytest.param(field(56, 7, 4), id="type 7"),
+        pytest.param(field(56, 8, 4), id="type 8"),
         pytest.param(field(56, 2, 4), id="DISCARD with data"),
         pytest.param(field(56, 3, 4, field(48, 0, 4, field(32, 0, 8))), id="ZERO of nothing"),
         pytest.param(field(56, 4, 4, field(48, 0, 4)), id="SYNC with a range"),
@@ -142,6 +155,10 @@ def field(at: int, value: int, size: int, body: bytes = PINNED) -> bytes:
         pytest.param(
             field(56, 6, 4, field(24, 0, 8, field(48, 1 << 21, 4, field(32, 1 << 21, 8)))), id="VOID too long"
         ),
+        pytest.param(GROUP, id="GROUP up to its own generation"),
+        pytest.param(field(24, 4, 8, field(16, 6, 8, GROUP)), id="GROUP of one"),
+        pytest.param(field(24, 0, 8, field(16, 6, 8, GROUP)), id="GROUP from 0"),
+        pytest.param(field(48, 64, 4, field(16, 6, 8, GROUP)), id="GROUP with data"),
     ],
 )
 def test_nonsense_is_not_valid_even_with_a_right_checksum(body: bytes) -> None:

@@ -71,12 +71,26 @@ def test_a_good_pool_is_described(pool: Pool, verify: bool) -> None:
     assert list(found.problems) == []
     assert "layer 0 of rbd:f:1::10aa" in found.title
     assert (found.facts["state"], found.facts["in_use_by"]) == ("dirty", None)
-    records = {"data": 3, "discard": 1, "zero": 0, "sync": 1, "pad": 0, "void": 0}
+    records = {"data": 3, "discard": 1, "zero": 0, "sync": 1, "pad": 0, "void": 0, "group": 0}
     assert dict(group(found, "records")) == records
     log = group(found, "log")
     assert (log["tail_lsn"], log["head_lsn"], log["used_bytes"]) == (1, 6, pool.ring.position)
     assert log["generation"] == 2
-    assert group(found, "superblock")["format_version"] == 1
+    assert group(found, "superblock")["format_version"] == 2
+
+
+@pytest.mark.parametrize("verify", [False, True], ids=["quick", "verify"])
+def test_the_group_in_flight_is_named_until_it_is_written_back(pool: Pool, verify: bool) -> None:
+    assert group(pool.inspect(verify=verify), "log")["group_in_flight"] is None
+    pool.ring.sync()
+    pool.ring.append(RecordType.GROUP, 1, 2)
+    pool.ring.data(b"d" * 4096, 0)
+    pool.write()
+    found = pool.inspect(verify=verify)
+    assert group(found, "log")["group_in_flight"] == "generations 1 to 2"
+    assert (group(found, "records")["group"], list(found.problems)) == (1, [])
+    pool.write(written_back=2)
+    assert group(pool.inspect(verify=verify), "log")["group_in_flight"] is None
 
 
 def test_the_picture_shows_what_is_dirty(pool: Pool) -> None:
@@ -150,6 +164,33 @@ def test_a_torn_superblock_is_named_and_the_other_one_counts(pool: Pool) -> None
     (problem,) = found.problems
     assert problem.startswith("superblock at 0: ")
     assert group(found, "log")["head_lsn"] == 6
+
+
+def test_a_lost_superblock_is_named_once_there_have_been_two(pool: Pool) -> None:
+    pool.write(sequence=2)
+    (problem,) = pool.inspect().problems
+    assert problem.startswith(f"superblock at {SUPERBLOCK_SIZE}: ")
+    assert not pool.inspect(verify=False).problems
+
+
+def test_a_superblock_at_the_wrong_place_is_named(pool: Pool) -> None:
+    content = bytearray(pool.path.read_bytes())
+    content[:SUPERBLOCK_SIZE] = content[SUPERBLOCK_SIZE : 2 * SUPERBLOCK_SIZE]
+    pool.path.write_bytes(content)
+    (problem,) = pool.inspect().problems
+    assert problem == f"superblock at 0: found sequence 1, whose place is {SUPERBLOCK_SIZE}"
+
+
+def test_what_was_checked_is_told(pool: Pool) -> None:
+    assert pool.inspect().facts["checked"] == (
+        "both superblocks, header and data of 5 records, from the tail to the head"
+    )
+    assert pool.inspect(verify=False).facts["checked"] == (
+        "one superblock, the headers of 5 records, from the tail to the head"
+    )
+    position, _, _ = pool.ring.appended[2]
+    pool.damage(RING_OFFSET + position)
+    assert "of 2 records, from the tail to the head" in str(pool.inspect().facts["checked"])
 
 
 def test_a_file_without_a_superblock_is_refused(pool: Pool) -> None:

@@ -7,7 +7,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from fusecache.api import DECLINED
-from fusecache_rwl.layer import LogFull, RwlLayer
+from fusecache_rwl.failures import LogFull
+from fusecache_rwl.layer import RwlLayer
 from layers.rwl.tests.support.bench import BLOCK, RING, SIZE, Bench, benched, block, read, write
 
 FULL = RING // (2 * BLOCK)

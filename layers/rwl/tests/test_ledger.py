@@ -1,11 +1,13 @@
 """The ledger knows what is dirty, by generation, the same after a recovery as before it."""
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusecache_rwl.format import HEADER_SIZE, RecordType, record_size
-from fusecache_rwl.ledger import Generation, Ledger
+from fusecache_rwl.ledger import Generation, Group, Ledger
 
 DATA, DISCARD, ZERO = RecordType.DATA, RecordType.DISCARD, RecordType.ZERO
 K = 1024
@@ -168,3 +170,44 @@ def test_a_number_is_never_used_for_two_generations() -> None:
     log.seal()
     with pytest.raises(ValueError, match="generation 6 of 0 records"):
         log.ledger.skip_to(5)
+
+
+def ledger_of(*sizes: int) -> Ledger:
+    """Return a ledger of sealed generations, each with so many records of 4 KiB, and an open one with one."""
+    log = Log(Ledger())
+    for size in sizes:
+        for _ in range(size):
+            log.write()
+        log.seal()
+    log.write()
+    return log.ledger
+
+
+def numbers(generations: Sequence[Generation]) -> list[int]:
+    return [generation.number for generation in generations]
+
+
+def test_what_is_oldest_is_taken_up_to_a_bound_and_the_first_of_it_in_any_case() -> None:
+    ledger = ledger_of(1, 2, 5, 1)
+    assert numbers(ledger.oldest_within(12 * K, 100)) == [1, 2]
+    assert numbers(ledger.oldest_within(32 * K - 1, 100)) == [1, 2]
+    assert numbers(ledger.oldest_within(32 * K, 100)) == [1, 2, 3]
+    assert numbers(ledger.oldest_within(1 << 30, 8)) == [1, 2, 3]
+    assert numbers(ledger.oldest_within(1 << 30, 100)) == [1, 2, 3, 4]
+    assert numbers(ledger.oldest_within(0, 0)) == [1]
+    assert numbers(Ledger().oldest_within(1 << 30, 100)) == []
+    assert numbers(ledger.sealed_until(3)) == [1, 2, 3]
+    assert numbers(ledger.sealed_until(0)) == []
+
+
+def test_a_group_is_in_flight_until_its_last_generation_is_written_back() -> None:
+    ledger = ledger_of(1, 1, 1)
+    ledger.group = Group(1, 2)
+    first, second, _ = ledger.oldest_within(1 << 30, 100)
+    ledger.written_back(first)
+    assert ledger.group == Group(1, 2)
+    ledger.written_back(second)
+    assert ledger.group is None
+    ledger.group = Group(3, 3)
+    ledger.clear()
+    assert ledger.group is None

@@ -18,7 +18,7 @@ from layers.rwl.tests.support import pools
 
 RING = 256 << 10
 SIZE = RING_OFFSET + RING
-SIZES = (None, 1, 63, 64, 65, 512, 4032, 4095, 4096, 4097, 8192, 20_000)
+SIZES = (None, 1, 63, 64, 65, 512, 4000, 4032, 4095, 4096, 4097, 8192, 20_000)
 """Data of records that end in all ways within a page; None: no data."""
 
 

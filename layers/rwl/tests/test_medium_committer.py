@@ -1,178 +1,219 @@
 """Group commit: who waits for which commit, and what follows a failed one."""
 
 import errno
-import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
-from fusecache.api import Completions
-from fusecache.api.errors import VolumeClosed
+from fusecache.api import Completions, Done
+from fusecache.api.errors import ImageBusy, VolumeClosed
 from fusecache_rwl.committer import Committer
-from layers.rwl.tests.support import pools
+from fusecache_rwl.medium import create_pool
+from fusecache_rwl.pool_file import SMALLEST, PoolFile, open_pool_file
 
 
 class Disk:
-    """Takes commits one by one; each waits until the test lets it end."""
+    """Takes syncs one by one; each ends when the test says so."""
 
     def __init__(self) -> None:
-        self.begun = threading.Semaphore(0)
-        self.end = threading.Semaphore(0)
         self.commits = 0
-        self.ends = 0
-        self.error: OSError | None = None
+        self.files: list[int] = []
+        self.under_way: list[Done] = []
 
-    def commit(self) -> None:
+    def fdatasync(self, fd: int, done: Done) -> None:
         self.commits += 1
-        self.begun.release()
-        self.end.acquire()
-        if self.error is not None:
-            raise self.error
+        self.files.append(fd)
+        self.under_way.append(done)
 
-    def ended(self) -> None:
-        self.ends += 1
-
-    async def until_begun(self) -> None:
-        await trio.to_thread.run_sync(self.begun.acquire)
-
-    def let_end(self) -> None:
-        self.end.release()
+    def end(self, error: OSError | None = None) -> None:
+        self.under_way.pop(0)(error)
 
 
-class Waiters:
-    """Those who asked, in the order in which they were told."""
+class Rig:
+    """A committer of a file, and those who asked, in the order in which they were told."""
 
-    def __init__(self) -> None:
+    def __init__(self, completions: Completions, file: PoolFile) -> None:
+        self.completions = completions
+        self.disk = Disk()
+        self.file = file
+        self.committer = Committer(completions, self.disk, file)
         self.told: list[tuple[int, BaseException | None]] = []
-        self.changed = trio.Event()
 
-    def ask(self, committer: Committer, number: int) -> bool:
+    def append(self) -> None:
+        self.committer.appended += 1
+
+    def ask(self, number: int, then: Callable[[], None] = lambda: None) -> bool:
         def done(error: BaseException | None) -> None:
             self.told.append((number, error))
-            self.changed.set()
+            then()
 
-        return committer.sync(done)
-
-    async def until_told(self, count: int) -> None:
-        while len(self.told) < count:
-            self.changed = trio.Event()
-            await self.changed.wait()
+        return self.committer.sync(done)
 
 
-@asynccontextmanager
-async def committing() -> AsyncIterator[tuple[Committer, Disk, Waiters, Completions]]:
-    async with pools.delivered() as completions:
-        disk = Disk()
-        committer = Committer(completions, disk.commit, disk.ended)
-        yield committer, disk, Waiters(), completions
-        committer.stop()
-        if committer.thread is not None:
-            await trio.to_thread.run_sync(committer.thread.join)
-        assert disk.ends == 1
-        while completions.outstanding:
-            await trio.lowlevel.checkpoint()
+@contextmanager
+def made(path: Path) -> Iterator[Rig]:
+    create_pool(path, SMALLEST)
+    completions = Completions()
+    yield Rig(completions, open_pool_file(path))
+    completions.drain()
+    assert not completions.outstanding
+    completions.close()
 
 
-async def test_what_is_durable_already_is_told_at_once() -> None:
-    async with committing() as (committer, disk, waiters, _):
-        assert waiters.ask(committer, 0) is True
-        committer.appended += 1
-        assert waiters.ask(committer, 1) is False
-        disk.let_end()
-        await waiters.until_told(1)
-        assert waiters.ask(committer, 2) is True
-        assert (waiters.told, disk.commits) == ([(1, None)], 1)
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    with made(tmp_path / "pool") as rig:
+        yield rig
 
 
-async def test_requests_during_a_commit_share_the_next_one() -> None:
-    async with committing() as (committer, disk, waiters, _):
-        committer.appended += 1
-        waiters.ask(committer, 0)
-        await disk.until_begun()
-        for number in range(1, 100):
-            committer.appended += 1
-            waiters.ask(committer, number)
-        disk.let_end()
-        disk.let_end()
-        await waiters.until_told(100)
-        assert waiters.told == [(number, None) for number in range(100)]
-        assert disk.commits == 2
+def test_what_is_durable_already_is_told_at_once(rig: Rig) -> None:
+    assert rig.ask(0) is True
+    rig.append()
+    assert rig.ask(1) is False
+    assert rig.disk.files == [rig.file.fd]
+    assert not rig.told
+    rig.disk.end()
+    assert rig.ask(2) is True
+    assert (rig.told, rig.disk.commits) == ([(1, None)], 1)
 
 
-async def test_what_is_appended_during_a_commit_is_not_taken_for_durable() -> None:
-    async with committing() as (committer, disk, waiters, _):
-        committer.appended += 1
-        waiters.ask(committer, 0)
-        await disk.until_begun()
-        committer.appended += 1
-        disk.let_end()
-        await waiters.until_told(1)
-        assert waiters.ask(committer, 1) is False
-        disk.let_end()
-        await waiters.until_told(2)
-        assert disk.commits == 2
+def test_requests_during_a_commit_share_the_next_one(rig: Rig) -> None:
+    for number in range(100):
+        rig.append()
+        rig.ask(number)
+    rig.disk.end()
+    assert rig.told == [(0, None)]
+    rig.disk.end()
+    assert rig.told == [(number, None) for number in range(100)]
+    assert rig.disk.commits == 2
 
 
-async def test_a_request_during_a_commit_that_covers_it_needs_no_other() -> None:
-    async with committing() as (committer, disk, waiters, _):
-        committer.appended += 1
-        waiters.ask(committer, 0)
-        await disk.until_begun()
-        assert waiters.ask(committer, 1) is False
-        disk.let_end()
-        await waiters.until_told(2)
-        assert disk.commits == 1
+def test_what_is_appended_during_a_commit_is_not_taken_for_durable(rig: Rig) -> None:
+    rig.append()
+    rig.ask(0)
+    rig.append()
+    rig.disk.end()
+    assert rig.ask(1) is False
+    rig.disk.end()
+    assert rig.told == [(0, None), (1, None)]
+    assert rig.disk.commits == 2
 
 
-async def test_requests_found_together_by_a_polling_channel_share_a_commit() -> None:
-    async with committing() as (committer, disk, waiters, completions):
-        completions.start_polling()
-        for number in range(10):
-            committer.appended += 1
-            waiters.ask(committer, number)
-        assert disk.commits == 0
-        completions.stop_polling()
-        disk.let_end()
-        await waiters.until_told(10)
-        assert disk.commits == 1
+def test_a_request_during_a_commit_that_covers_it_needs_no_other(rig: Rig) -> None:
+    rig.append()
+    rig.ask(0)
+    assert rig.ask(1) is False
+    rig.disk.end()
+    assert rig.told == [(0, None), (1, None)]
+    assert rig.disk.commits == 1
 
 
-async def test_after_a_failed_commit_none_is_tried_again_and_all_fail() -> None:
-    async with committing() as (committer, disk, waiters, _):
-        disk.error = OSError(errno.EIO, "Input/output error")
-        committer.appended += 1
-        waiters.ask(committer, 0)
-        await disk.until_begun()
-        waiters.ask(committer, 1)
-        disk.let_end()
-        await waiters.until_told(2)
-        disk.error = None
-        # Nothing was appended since; even so it is not durable.
-        assert waiters.ask(committer, 2) is False
-        await waiters.until_told(3)
-        for _, error in waiters.told:
-            assert isinstance(error, OSError)
-            assert error.errno == errno.EIO
-        assert disk.commits == 1
-        assert committer.refusal().errno == errno.EIO
+def test_the_next_commit_begins_before_the_last_ones_are_told(rig: Rig) -> None:
+    seen: list[int] = []
+    rig.append()
+    rig.ask(0, then=lambda: seen.append(rig.disk.commits))
+    rig.append()
+    rig.ask(1)
+    rig.disk.end()
+    assert seen == [2]
+    rig.disk.end()
 
 
-async def test_a_stopped_committer_answers_what_was_asked_and_nothing_more() -> None:
-    async with committing() as (committer, disk, waiters, completions):
-        completions.start_polling()
-        committer.appended += 1
-        waiters.ask(committer, 0)
-        disk.let_end()
-        inner = Committer(completions, disk.commit, lambda: None)
-        inner.appended += 1
-        waiters.ask(inner, 1)
-        disk.let_end()
-        inner.stop()
-        completions.stop_polling()
-        await waiters.until_told(2)
-        inner.appended += 1
-        with pytest.raises(VolumeClosed):
-            waiters.ask(inner, 2)
-        assert sorted(number for number, _ in waiters.told) == [0, 1]
+def test_who_asks_again_when_told_gets_a_commit_of_its_own(rig: Rig) -> None:
+    def again() -> None:
+        rig.append()
+        rig.ask(1)
+
+    rig.append()
+    rig.ask(0, then=again)
+    rig.disk.end()
+    assert rig.disk.commits == 2
+    rig.disk.end()
+    assert rig.told == [(0, None), (1, None)]
+
+
+def test_requests_found_together_by_a_polling_channel_share_a_commit(rig: Rig) -> None:
+    rig.completions.start_polling()
+    for number in range(10):
+        rig.append()
+        rig.ask(number)
+    assert rig.disk.commits == 0
+    rig.completions.stop_polling()
+    rig.disk.end()
+    assert len(rig.told) == 10
+    assert rig.disk.commits == 1
+
+
+def test_after_a_failed_commit_none_is_tried_again_and_all_fail(rig: Rig) -> None:
+    rig.append()
+    rig.ask(0)
+    rig.append()
+    rig.ask(1)
+    rig.disk.end(OSError(errno.EIO, "Input/output error"))
+    # Nothing was appended since; even so it is not durable.
+    assert rig.ask(2) is False
+    assert len(rig.told) == 2, "from inside the call"
+    rig.completions.drain()
+    assert [number for number, _ in rig.told] == [0, 1, 2]
+    for _, error in rig.told:
+        assert isinstance(error, OSError)
+        assert error.errno == errno.EIO
+    assert rig.disk.commits == 1
+    assert rig.committer.refusal().errno == errno.EIO
+
+
+def test_a_renewed_committer_commits_although_nothing_was_appended(rig: Rig) -> None:
+    rig.append()
+    rig.ask(0)
+    rig.disk.end(OSError(errno.EIO, "Input/output error"))
+    rig.committer.renew()
+    assert rig.ask(1) is False
+    rig.disk.end()
+    assert rig.told[1] == (1, None)
+    assert rig.disk.commits == 2
+
+
+def test_one_who_fails_when_told_keeps_nobody_else_from_being_told(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    def failing() -> None:
+        raise ZeroDivisionError
+
+    rig.append()
+    rig.ask(0, then=failing)
+    rig.ask(1)
+    rig.disk.end()
+    assert rig.told == [(0, None), (1, None)]
+    assert "callback failed" in caplog.text
+
+
+async def test_a_stopped_committer_answers_what_was_asked_and_nothing_more(rig: Rig) -> None:
+    rig.completions.start_polling()
+    rig.append()
+    rig.ask(0)
+    rig.committer.stop()
+    rig.append()
+    with pytest.raises(VolumeClosed):
+        rig.ask(1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(rig.committer.ended)
+        await wait_all_tasks_blocked()
+        assert nursery.child_tasks
+        rig.disk.end()
+    assert rig.told == [(0, None)]
+    rig.completions.stop_polling()
+    assert rig.disk.commits == 1
+
+
+async def test_a_commit_that_hangs_keeps_the_file_open_and_locked(rig: Rig) -> None:
+    path = rig.file.path
+    rig.append()
+    rig.ask(0)
+    rig.committer.stop()
+    rig.file.release()
+    with pytest.raises(ImageBusy):
+        open_pool_file(path)
+    rig.disk.end()
+    open_pool_file(path).release()

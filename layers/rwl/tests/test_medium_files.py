@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,22 @@ def test_a_full_file_system_is_told_and_nothing_is_left() -> None:
         assert caught.value.errno == errno.ENOSPC
         assert (place / "pool").read_bytes() == b"old" * 10_000
         assert list(place.iterdir()) == [place / "pool"]
+
+
+def test_a_pool_larger_than_files_may_be_is_told_and_nothing_is_left(tmp_path: Path) -> None:
+    (tmp_path / "pool").write_bytes(b"old" * 10_000)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 10, limits[1]))
+    try:
+        with pytest.raises(
+            OSError, match=rf"of {1 << 20} bytes is larger than .*: {tmp_path}/pool; .*smaller `size`"
+        ) as caught:
+            create_pool(tmp_path / "pool", 1 << 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.errno == errno.EFBIG
+    assert (tmp_path / "pool").read_bytes() == b"old" * 10_000
+    assert list(tmp_path.iterdir()) == [tmp_path / "pool"]
 
 
 def test_a_pool_too_small_for_a_ring_is_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fusecache.api import Completions
+from fusecache.testing import ThreadFileSync
 from fusecache_rwl.format import HEADER_SIZE, RING_OFFSET
 from fusecache_rwl.medium import create_pool, open_medium
 from fusecache_rwl.pool_file import open_pool_file
@@ -21,12 +22,14 @@ PROGRAM = """
 import ctypes, os, sys
 from pathlib import Path
 from fusecache.api import Completions
+from fusecache.testing import ThreadFileSync
 from fusecache_rwl.medium import open_medium
 
 libc = ctypes.CDLL(None)
 if libc.mlockall(2 | 4):  # MCL_FUTURE | MCL_ONFAULT, as the daemon does
     print("not locked", file=sys.stderr)
-medium = open_medium(Path(sys.argv[1]), "pmem", Completions())
+completions = Completions()
+medium = open_medium(Path(sys.argv[1]), "pmem", completions, ThreadFileSync(completions))
 medium.append(64, b"H" * 64, b"d" * 4096)
 assert medium.sync(print) is medium.persists
 locked = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmLck"))
@@ -62,7 +65,7 @@ async def test_without_pmdk_the_ssd_engine_serves_the_file(monkeypatch: pytest.M
     with pools.pool_place("pmem") as place:
         create_pool(place / "pool", SIZE)
         completions = Completions()
-        medium = open_medium(place / "pool", "pmem", completions)
+        medium = open_medium(place / "pool", "pmem", completions, ThreadFileSync(completions))
         assert (medium.media, medium.durability, medium.persists) == ("ssd", "fdatasync", False)
         await medium.close()
         completions.close()

@@ -3,7 +3,6 @@
 import errno
 import os
 import resource
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +10,10 @@ from pathlib import Path
 import pytest
 import trio
 
+from fusecache.api import Done
 from fusecache.api.errors import ImageBusy
-from fusecache_rwl import threads
+from fusecache.testing import ThreadFileSync
+from fusecache_rwl import medium_ssd
 from fusecache_rwl.format import HEADER_SIZE, RING_OFFSET
 from fusecache_rwl.medium import create_pool, open_medium
 from fusecache_rwl.medium_ssd import SsdMedium
@@ -198,35 +199,33 @@ async def test_a_pool_whose_content_cannot_be_made_durable_does_not_open() -> No
         disk.fail()
         async with pools.delivered() as completions:
             with pytest.raises(OSError, match="No space") as caught:
-                open_medium(path, "ssd", completions)
+                open_medium(path, "ssd", completions, ThreadFileSync(completions))
             assert caught.value.errno == DISK_FAILED
             disk.mend()
-            await open_medium(path, "ssd", completions).close()
+            await open_medium(path, "ssd", completions, ThreadFileSync(completions)).close()
 
 
 async def test_closing_leaves_a_hanging_commit_behind_and_the_file_locked(
     pool: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(threads, "PATIENCE", 0.01)
-    begun, end = threading.Event(), threading.Event()
+    class Hanging:
+        def __init__(self) -> None:
+            self.under_way: list[Done] = []
 
-    def hanging(fd: int) -> None:
-        begun.set()
-        end.wait()
+        def fdatasync(self, fd: int, done: Done) -> None:
+            self.under_way.append(done)
 
+    monkeypatch.setattr(medium_ssd, "PATIENCE", 0.01)
     async with pools.delivered() as completions:
-        medium = SsdMedium(open_pool_file(pool), completions)
-        monkeypatch.setattr(os, "fdatasync", hanging)
+        hanging = Hanging()
+        medium = SsdMedium(open_pool_file(pool), completions, hanging)
         medium.append(0, HEADER, None)
-        told = trio.Event()
-        assert medium.sync(lambda error: told.set()) is False
-        await trio.to_thread.run_sync(begun.wait)
-        left = next(thread for thread in threading.enumerate() if thread.name == "rwl-committer")
+        told: list[BaseException | None] = []
+        assert medium.sync(told.append) is False
         await medium.close()
-        assert "left behind, waiting for the kernel: rwl-committer" in caplog.text
+        assert "left behind, waiting for the kernel: a sync of" in caplog.text
         with pytest.raises(ImageBusy):
             open_pool_file(pool)
-        end.set()
-        await trio.to_thread.run_sync(left.join)
+        hanging.under_way.pop()(None)
+        assert told == [None]
         open_pool_file(pool).release()
-        await told.wait()

@@ -18,9 +18,10 @@ from fusecache.api.errors import CorruptState
 from fusecache.api.ranges import Span, overlaps
 from fusecache.testing import HANG, AttemptMode, Fault, FaultyVolume, GatedVolume, Held, MemoryVolume
 from fusecache.testing.harness import cancelled_at_each_await, content, fetch, pattern, put, settle
-from fusecache_rwl import plugin
+from fusecache_rwl.failures import LogFull
 from fusecache_rwl.format import SUPERBLOCK_SIZE
-from fusecache_rwl.layer import LogFull, RwlLayer
+from fusecache_rwl.layer import RwlLayer
+from fusecache_rwl.plugin import plugin
 from fusecache_rwl.pool_file import open_pool_file
 from layers.rwl.tests.support import pools
 from layers.rwl.tests.support.caches import BLOCK, Cache, fill, forget_pages

@@ -118,6 +118,18 @@ async def test_a_new_pool_has_two_superblocks_before_the_first_change(pool: Path
             assert await fetch(layer, 0, BLOCK) == b"x" * BLOCK
 
 
+async def test_what_was_dropped_stays_so_and_what_came_then_is_there_whichever_superblock_is_lost(pool: Path) -> None:
+    cache = Cache(pool, MemoryVolume(SIZE), RING, options=PAUSED)
+    async with cache.open() as layer:
+        await put(layer, 0, b"x" * BLOCK)
+        await put(layer, BLOCK, b"y" * BLOCK)
+        await layer.invalidate(dirty=True)
+        await put(layer, 0, b"z" * BLOCK)
+    for at in (0, SUPERBLOCK_SIZE):
+        async with cache.damaged(at, bytes(SUPERBLOCK_SIZE)).open() as layer:
+            assert await fetch(layer, 0, 2 * BLOCK) == b"z" * BLOCK + bytes(BLOCK)
+
+
 async def test_a_dirty_pool_without_superblocks_is_refused_and_left_as_it_is(pool: Path) -> None:
     cache = Cache(pool, MemoryVolume(SIZE), RING, options=PAUSED)
     async with cache.open() as layer:

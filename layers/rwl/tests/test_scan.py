@@ -58,6 +58,8 @@ def test_records_of_every_type_are_stepped_over_by_what_they_store() -> None:
     ring.append(RecordType.VOID, length=4096)
     ring.append(RecordType.PAD, length=128)
     ring.append(RecordType.DISCARD, 512, 64)
+    ring.sync()
+    ring.append(RecordType.GROUP, 1, 2)
     ring.data(DATA)
     found, head = ring.scan()
     assert found == ring.appended

@@ -22,6 +22,9 @@ def append_something(ring: RingImage, chance: random.Random) -> None:
         ring.append(chance.choice([RecordType.DISCARD, RecordType.ZERO]), 0, chance.randrange(1, 1 << 44))
     elif kind < 0.35:
         ring.append(RecordType.VOID)
+    elif kind < 0.4 and ring.generation > 2:
+        last = chance.randrange(2, ring.generation)
+        ring.append(RecordType.GROUP, chance.randrange(1, last), last)
     else:
         ring.data(chance.randbytes(chance.choice([1, 512, 512, 700, 4096, 4096, 9000])), chance.randrange(1 << 40))
 

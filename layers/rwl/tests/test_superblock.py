@@ -48,7 +48,7 @@ blocks: Final = st.builds(
 
 def test_a_superblock_keeps_its_bytes() -> None:
     pinned = bytes.fromhex(
-        "6675736552574c73 01000000 01000000"  # magic, version, index
+        "6675736552574c73 02000000 01000000"  # magic, version, index
         "0807060504030201 000102030405060708090a0b0c0d0e0f"  # sequence, uuid
         "0000000100000000 0600000000000000"  # size, epoch
         "03000000 15000000"  # incarnation, length of the identity
@@ -61,7 +61,7 @@ def test_a_superblock_keeps_its_bytes() -> None:
     assert len(block) == SUPERBLOCK_SIZE
     assert block[: len(pinned)] == pinned
     assert not any(block[len(pinned) : 4092])
-    assert block[4092:].hex() == "1fb61825"
+    assert block[4092:].hex() == "0bedaeb0"
 
 
 @given(block=blocks)
@@ -85,11 +85,11 @@ def resealed(block: bytes, at: int, value: bytes) -> bytes:
 
 
 def test_an_unknown_version_is_refused_and_both_are_named() -> None:
-    unknown = resealed(encode(BLOCK), 8, bytes([2]))
-    with pytest.raises(CorruptState, match="version 2, this program knows version 1"):
+    unknown = resealed(encode(BLOCK), 8, bytes([3]))
+    with pytest.raises(CorruptState, match="version 3, this program knows version 2"):
         decode(unknown)
     older = encode(replace(BLOCK, sequence=BLOCK.sequence - 1))
-    with pytest.raises(CorruptState, match="version 2, this program knows version 1"):
+    with pytest.raises(CorruptState, match="version 3, this program knows version 2"):
         newest(unknown, older)
 
 

@@ -9,7 +9,8 @@ from fusecache.api.errors import VolumeClosed, VolumeReadOnly
 from fusecache.testing import Fault, FaultyVolume, GatedVolume, MemoryVolume, RecordingMark
 from fusecache_rwl import layer as layer_module
 from fusecache_rwl.layer import RwlLayer
-from fusecache_rwl.log import LogFailed, write_superblock
+from fusecache_rwl.superblock_io import write_superblock
+from fusecache_rwl.waits import Waits
 from layers.rwl.tests.support.one_layer import RING, opened, opened_once, pool_file
 
 SIZE = 1 << 20
@@ -57,21 +58,18 @@ async def test_a_write_that_waits_for_a_read_to_let_go_of_clean_data_goes_on_whe
         assert told == [None]
 
 
-async def test_a_write_that_waits_for_space_is_told_at_once_when_the_log_fails() -> None:
+async def test_a_write_that_waits_for_space_when_the_log_fails_goes_below_when_all_else_has() -> None:
     below = GatedVolume(MemoryVolume(SIZE))
     async with opened_once(below, RecordingMark(), stall_timeout="never") as layer:
         await fill(layer)
         with trio.fail_after(PATIENCE):
             async with trio.open_nursery() as nursery:
-
-                async def write() -> None:
-                    with pytest.raises(LogFailed):
-                        await layer.write(0, data(16384))
-
-                nursery.start_soon(write)
+                nursery.start_soon(layer.write, 0, data(16384, 2))
                 await below.wait_held(1)
-                layer.moving._log._fail(OSError("the disk is gone"))
-        below.open()
+                layer.moving._log.fail(OSError("the disk is gone"))
+                below.open()
+        assert not layer.status().dirty_bytes
+        assert b"".join(await layer.read(0, 20480)) == data(16384, 2).tobytes() + data(4096)
 
 
 async def test_a_full_log_over_a_failing_level_does_not_ask_it_without_pause() -> None:
@@ -173,6 +171,6 @@ async def test_a_superblock_that_another_commit_has_just_covered_is_told_of(monk
         monkeypatch.setattr(layer._medium._committer, "sync", lambda done: True)  # type: ignore[attr-defined]
         with trio.move_on_after(PATIENCE) as patience:
             # Not under the shield that the log has around it: a failure here would hang.
-            await write_superblock(layer._medium, layer.moving._log.superblock)
+            await write_superblock(layer._medium, layer.moving._log.superblock, Waits())
         assert not patience.cancelled_caught
         monkeypatch.undo()

@@ -87,7 +87,7 @@ class Bench:
                 emit=self._told,
                 dirty=self.mark,
             ) as context:
-                inner = open_medium(self.pool, "ssd", context.completions)
+                inner = open_medium(self.pool, "ssd", context.completions, context.file_sync)
                 self.medium = SwitchedMedium(inner, context.completions)
                 self.medium.failing |= self.fails_to_open
                 try:

@@ -14,10 +14,10 @@ import trio
 
 from fusecache.api import DECLINED, DONE, Identity, LayerContext, Volume
 from fusecache.testing import RecordingMark, layer_context, validated
-from fusecache_rwl import plugin
 from fusecache_rwl.format import RING_OFFSET
 from fusecache_rwl.layer import RwlLayer, open_layer
 from fusecache_rwl.medium import create_pool, open_medium
+from fusecache_rwl.plugin import plugin
 
 BLOCK = 4096
 _IDENTITY = Identity("memory:predecessors")
@@ -78,7 +78,7 @@ class Cache:
         if not self.pool.exists():
             create_pool(self.pool, RING_OFFSET + self.ring)
         async with self.context(**options) as context:
-            medium = open_medium(self.pool, context.config.media, context.completions)
+            medium = open_medium(self.pool, context.config.media, context.completions, context.file_sync)
             try:
                 async with open_layer(context, self.below, medium) as layer:
                     yield layer

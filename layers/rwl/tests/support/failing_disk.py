@@ -18,15 +18,15 @@ import pytest
 DISK_FAILED = errno.ENOSPC
 """What the kernel says of a write that failed: the backing file has no space."""
 
-_SIZE = 16 << 20
 _PUNCH_HOLE_KEEP_SIZE = 3
 
 
 class Disk:
     """An ext4 at *path*, on a disk that works until :meth:`fail`."""
 
-    def __init__(self, path: Path, backing: Path) -> None:
+    def __init__(self, path: Path, backing: Path, size: int) -> None:
         self.path = path
+        self._size = size
         self._backing = backing
         self._filler = backing.with_name("filler")
 
@@ -34,7 +34,7 @@ class Disk:
         """Lose all that was written, and fail every write from now on."""
         fd = os.open(self._backing, os.O_RDWR)
         libc = ctypes.CDLL(None, use_errno=True)
-        offset, length = ctypes.c_int64(0), ctypes.c_int64(_SIZE)
+        offset, length = ctypes.c_int64(0), ctypes.c_int64(self._size)
         assert libc.fallocate64(fd, _PUNCH_HOLE_KEEP_SIZE, offset, length) == 0
         os.close(fd)
         with self._filler.open("wb", buffering=0) as filler:
@@ -50,8 +50,8 @@ class Disk:
 
 
 @contextmanager
-def failing_disk() -> Iterator[Disk]:
-    """Make a disk and mount it."""
+def failing_disk(size: int = 16 << 20) -> Iterator[Disk]:
+    """Make a disk of *size* bytes and mount it."""
     if os.geteuid() != 0:
         pytest.skip("mounting needs root")
     with ExitStack() as stack:
@@ -59,18 +59,18 @@ def failing_disk() -> Iterator[Disk]:
         memory, path = place / "memory", place / "disk"
         memory.mkdir()
         path.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_SIZE + (1 << 20)}", "none", memory], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size + (1 << 20)}", "none", memory], check=True)
         stack.callback(_unmount, memory)
         backing = memory / "backing"
         backing.touch()
-        os.truncate(backing, _SIZE)
+        os.truncate(backing, size)
         subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", backing], check=True)
         try:
             subprocess.run(["mount", "-o", "loop", backing, path], check=True, capture_output=True)
         except subprocess.CalledProcessError:
             pytest.skip("mounting needs loop devices")
         stack.callback(_unmount, path)
-        yield Disk(path, backing)
+        yield Disk(path, backing, size)
 
 
 def _unmount(path: Path) -> None:

@@ -34,7 +34,7 @@ async def opened(pool: Path, below: Volume, mark: DirtyMark, **options: object) 
     """Open the layer with those options, its pool in *pool*; leaving closes it."""
     config = RwlOptions.model_validate({"path": "/nowhere", "size": "16MiB", **options})
     async with layer_context(config, identity=_IDENTITY, dirty=mark) as context:
-        medium = open_medium(pool, "ssd", context.completions)
+        medium = open_medium(pool, "ssd", context.completions, context.file_sync)
         try:
             async with open_layer(context, below, medium) as layer:
                 yield layer

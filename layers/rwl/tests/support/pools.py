@@ -11,6 +11,7 @@ from pathlib import Path
 import trio
 
 from fusecache.api import Completions, Done
+from fusecache.testing import ThreadFileSync
 from fusecache_rwl.medium import Medium, open_medium
 from fusecache_rwl.medium_pmem import PmemMedium
 from fusecache_rwl.pool_file import open_pool_file
@@ -54,7 +55,7 @@ async def opened(path: Path, engine: str) -> AsyncIterator[Medium]:
             file = open_pool_file(path)
             medium: Medium = PmemMedium(file, pmdk.map_file(f"/proc/self/fd/{file.fd}"), completions)
         else:
-            medium = open_medium(path, "ssd", completions)
+            medium = open_medium(path, "ssd", completions, ThreadFileSync(completions))
         try:
             yield medium
         finally:

@@ -80,6 +80,7 @@ class RecordedMark:
         self._device = device
         self._life = life
         self.is_set = is_marked(device.content)
+        self.is_torn = is_torn(device.content)
         if device.unordered:
             device.order(life, device.unordered)
 
@@ -90,8 +91,21 @@ class RecordedMark:
 
     async def clear(self) -> None:
         """Take it off, durably."""
-        self.is_set = False
+        self.is_set = self.is_torn = False
         await self._store(b"\0")
+
+    async def tear(self) -> None:
+        """Have it say torn, durably."""
+        assert self.is_set
+        if not self.is_torn:
+            await self._store(b"\2")
+            self.is_torn = True
+
+    async def mend(self) -> None:
+        """Have it say torn no more, durably."""
+        if self.is_torn:
+            self.is_torn = False
+            await self._store(b"\1")
 
     async def _store(self, data: bytes) -> None:
         await trio.lowlevel.checkpoint()
@@ -108,4 +122,9 @@ def mark_device(timeline: Timeline, name: str) -> Device:
 
 def is_marked(content: bytes | bytearray) -> bool:
     """Say whether the mark is set."""
-    return content[0] == 1
+    return content[0] != 0
+
+
+def is_torn(content: bytes | bytearray) -> bool:
+    """Say whether the mark says torn."""
+    return content[0] == 2

@@ -12,9 +12,12 @@ import trio
 
 from fusecache.api import DECLINED, DONE, PENDING, Buffers, Volume, joined
 from fusecache.api.errors import LayerDirty
+from fusecache_rwl.format import RING_OFFSET, SUPERBLOCK_SIZE
+from fusecache_rwl.superblock import newest
 from layers.rwl.tests.support.history import History
+from layers.rwl.tests.support.recorded_image import is_torn
 from layers.rwl.tests.support.steps import Ask, Burst, Die, Invalidate, Reopen, Resize, Step, WriteBack
-from layers.rwl.tests.support.world import IMAGE, Open, World, opened
+from layers.rwl.tests.support.world import IMAGE, Open, World, mark, opened, pool
 
 PATIENCE: Final = 30.0
 
@@ -73,7 +76,11 @@ class Run:
         self._invalidating = False
         self._then: int | None = None
         self._written = world.seed << 32
+        self._below = 0
+        # What goes below in groups of an upper layer is, to those under it, one generation.
+        self._judges_image = all(kind.order == "strict" for kind in world.kinds[1:])
         world.devices[IMAGE].changed = self._judge_image
+        world.devices[pool(0)].changed = self._judge_between_groups
 
     async def play(self, steps: Sequence[Step]) -> None:
         """Carry out *steps*; closes the stack in the end, unless its process has died.
@@ -293,8 +300,20 @@ class Run:
     # ---- checks ----
 
     def _judge_image(self) -> None:
-        """Look at the bytes of the image after each store, whatever is under way."""
-        if self._failure is not None or self._lagging:
+        """Look at the bytes of the image after each store, whatever is under way; but not in mid-group."""
+        if not is_torn(self.world.devices[mark(0)].content):
+            self._judge()
+
+    def _judge_between_groups(self) -> None:
+        """Look at them when the pool's superblock says that more is written back, also while the mark says torn."""
+        content = self.world.devices[pool(0)].content
+        written_back = newest(content[:SUPERBLOCK_SIZE], content[SUPERBLOCK_SIZE:RING_OFFSET]).written_back
+        if written_back > self._below:
+            self._judge()
+        self._below = written_back
+
+    def _judge(self) -> None:
+        if self._failure is not None or self._lagging or not self._judges_image:
             return
         try:
             self.history.expect_generation(self.world.image, self.world.timeline.now, flushed=False)
@@ -303,8 +322,8 @@ class Run:
             self._failure = error
 
     def _expect_marks(self, stack: Open) -> None:
-        for layer, mark in zip(stack.layers, stack.marks, strict=True):
-            if stack.alive and layer.status().dirty_bytes and not mark.is_set:
+        for layer, held in zip(stack.layers, stack.marks, strict=True):
+            if stack.alive and layer.status().dirty_bytes and not held.is_set:
                 self._fail(AssertionError("a layer holds dirty data and is not marked so"))
 
     def _fail(self, error: Exception) -> None:

@@ -115,14 +115,16 @@ def _weighted(*choices: tuple[int, st.SearchStrategy[T]]) -> st.SearchStrategy[T
     return st.sampled_from([strategy for weight, strategy in choices for _ in range(weight)]).flatmap(lambda one: one)
 
 
-def _runs(rare: int, doomed: st.SearchStrategy[tuple[Step, ...]]) -> st.SearchStrategy[list[Step]]:
-    ordinary = _weighted((8, _ANY), (3, _BURSTS), (4, _FLUSHES), (3, _WRITEBACKS), (rare, _RARE))
+def _runs(rare: int, doomed: st.SearchStrategy[tuple[Step, ...]], flushes: int = 4) -> st.SearchStrategy[list[Step]]:
+    ordinary = _weighted((8, _ANY), (3, _BURSTS), (flushes, _FLUSHES), (3, _WRITEBACKS), (rare, _RARE))
     parts = _weighted((6, st.tuples(ordinary)), (1, doomed))
     return st.lists(parts, min_size=12, max_size=40).map(lambda parts: [step for part in parts for step in part])
 
 
 RUNS: Final = _runs(1, _DOOMED)
 """Everything that may happen to a stack."""
+FLUSHED: Final = _runs(1, _DOOMED, flushes=12)
+"""The same, with a flush after nearly every change."""
 POWERED: Final = _runs(0, st.tuples(_DEATHS, st.one_of(_BURSTS, _WRITEBACKS)))
 """What may happen before power is lost."""
 UNMOVED: Final = st.lists(st.one_of(_ANY, _BURSTS.map(lambda burst: Burst(burst.asks, False))), min_size=4, max_size=24)
@@ -141,7 +143,19 @@ _KINDS: Final = st.builds(
     st.sampled_from([64 << 10, 128 << 10, 256 << 10]),
     st.sampled_from(["auto", "auto", "write", "flush"]),
     st.booleans(),
+    st.sampled_from(["strict", "strict", "grouped"]),
 )
+GROUPED: Final = st.tuples(
+    st.builds(
+        LayerKind,
+        st.sampled_from(["ssd", "pmem"]),
+        st.sampled_from([64 << 10, 256 << 10]),
+        st.just("auto"),
+        st.booleans(),
+        st.just("grouped"),
+    )
+)
+"""One layer that writes back in groups, of 8 or of 32 KiB."""
 STACKS: Final = st.lists(_KINDS, min_size=1, max_size=2)
 """One layer, or two."""
 ATTEMPTS: Final = st.sampled_from(["done", "pending", "declined"])

@@ -123,5 +123,8 @@ class SwitchedMedium(Medium):
         else:
             self._tell(lambda: done(io_error()))
 
+    def renew(self) -> None:
+        self._inner.renew()
+
     async def close(self) -> None:
         await self._inner.close()

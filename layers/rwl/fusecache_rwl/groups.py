@@ -1,0 +1,121 @@
+"""Which generations go below next, as one, and what is durably said of it before and after.
+
+Owns the bounds of a group, and whether the level below is torn. It must not know how data are moved, nor when it is
+time for it. What a crash leaves at each step stands in :mod:`fusecache_rwl.writeback`.
+
+**A log that fails** moves its tail in memory only. What is below is then *ahead* of where a recovery begins, which
+would put older generations over newer ones, one by one. So in strict order, where nothing else ever tears anything, the
+mark says torn before a second generation goes below from a failed log; and a recovery that finds that word makes one
+group of all that it finds. In grouped order that word may be one that was not yet taken back, and only a group that a
+record names is carried out as one.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from fusecache.api import DirtyMark
+from fusecache_rwl.ledger import Generation, Group
+from fusecache_rwl.log import Log, Tail
+
+_MOST_BYTES: Final = 64 << 20
+_MOST_RECORDS: Final = 1 << 14
+_PART: Final = 8
+"""What a group has at the most: for the time that it takes and the memory of its plan, and a part of the ring, as who
+waits for space waits for a whole group."""
+
+
+class Groups:
+    """The groups of one log.
+
+    Args:
+        grouped: name new ones; the group in flight, which a recovery has found, is carried out in any case.
+
+    Attributes:
+        begun: some of the group in flight may be below. So it stays until the group is retired: all of it may be
+            there by then, and its generations one by one would put older data over newer.
+    """
+
+    def __init__(self, pool: Log, dirty: DirtyMark, *, grouped: bool) -> None:
+        self._log = pool
+        self._dirty = dirty
+        self._grouped = grouped
+        self._most_bytes = min(_MOST_BYTES, pool.medium.ring_size // _PART)
+        # After a recovery: of a group that the mark knows nothing of nothing has gone below.
+        self.begun = dirty.is_torn
+        found = pool.ledger.sealed_until(pool.ledger.open_generation)
+        if self.begun and found and not grouped and not self.in_flight:
+            pool.ledger.group = Group(found[0].number, found[-1].number)
+
+    @property
+    def in_flight(self) -> bool:
+        """A group was named, and is not yet written back."""
+        return self._log.ledger.group is not None
+
+    @property
+    def torn(self) -> bool:
+        """Some of the group in flight may be below; what retires it is not durable yet."""
+        return self.begun and self.in_flight
+
+    @property
+    def is_stale(self) -> bool:
+        """The mark says torn, and nothing would be after a crash."""
+        return self._dirty.is_torn and not self.in_flight and not self._is_ahead
+
+    @property
+    def _is_ahead(self) -> bool:
+        return self._log.space.tail != self._log.superblock.tail_position
+
+    def next(self) -> Sequence[Generation]:
+        """Return the sealed generations that go below next, as one; where they are several, they are the group in
+        flight from now on. At least one is sealed.
+
+        To be called with nothing awaited since the last ones were retired: so in a full log there is space for the
+        record that names a group. Where there is none the oldest generation goes alone, and makes some.
+        """
+        ledger = self._log.ledger
+        if self._grouped and not self.in_flight and self._log.failure is None:
+            found = ledger.oldest_within(self._most_bytes, _MOST_RECORDS)
+            if len(found) > 1 and self._log.name_group(Group(found[0].number, found[-1].number)):
+                self.begun = False
+        return ledger.oldest_within(0, 0) if ledger.group is None else ledger.sealed_until(ledger.group.last)
+
+    async def announce(self, generations: Sequence[Generation]) -> bool:
+        """Make durable what must be before the first byte of *generations* goes below.
+
+        Returns:
+            False where they must not go below as one, as the log has failed and may not have the record of the group,
+            of which nothing has gone below: :meth:`next` chooses anew.
+
+        Raises:
+            FusecacheError, OSError: the log failed, or the mark cannot be changed.
+        """
+        if not self.in_flight:
+            await self._log.make_durable(generations[-1].end_lsn - 1)
+            if self._is_ahead and not self._grouped:
+                await self._tear()
+            return True
+        await self._log.make_durable(self._log.lsn - 1)
+        if not self.begun:
+            if self._log.failure is not None:
+                self._log.ledger.group = None
+                return False
+            # The tail that there is, once more, with what is durable by now: a log that lacks the record is corrupt.
+            durable = self._log.superblock
+            await self._log.retire(Tail(durable.tail_position, durable.tail_lsn, durable.written_back))
+        await self._tear()
+        return True
+
+    async def _tear(self) -> None:
+        if not self._dirty.is_set:
+            # An invalidation meant to clear it, and failed.
+            await self._dirty.set()
+        await self._dirty.tear()
+
+    async def rest(self) -> None:
+        """Take back that the level below is torn, where the mark says so and it is not.
+
+        Raises:
+            FusecacheError, OSError: the mark cannot be changed.
+        """
+        if self.is_stale:
+            await self._dirty.mend()

@@ -1,0 +1,32 @@
+"""What several modules on dirty stacks begin with."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.dirty_stacks import NAME, SIZE, host, writeback_installed
+from tests.support.places import directory_backend
+
+
+@pytest.fixture
+def installed() -> Iterator[None]:
+    """Let stacks load the write-back layer."""
+    with writeback_installed():
+        yield
+
+
+@pytest.fixture
+async def images(tmp_path: Path) -> Path:
+    """A directory with the image that stacks are opened over."""
+    path = tmp_path / "images"
+    path.mkdir()
+    async with directory_backend(path) as backend:
+        await backend.create(NAME, SIZE)
+    return path
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    """The state directory of a host."""
+    return host(tmp_path / "here", "a")
