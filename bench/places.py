@@ -95,7 +95,7 @@ _PAUSED: Final = 'writeback_rate = "0"'
 _LOGS: Final[Mapping[tuple[str, str], Log]] = {
     (PMEM, FUSECACHE): Log(PMEM),
     (SSD, FUSECACHE): Log(SSD),
-    (FULL, FUSECACHE): Log(SSD, 16, ""),
+    (FULL, FUSECACHE): Log(SSD, 64, ""),
     (WRITEBACK, FUSECACHE): Log(SSD, 64, f'order = "strict"\n{_PAUSED}'),
     (GROUPED, FUSECACHE): Log(SSD, 64, f'order = "grouped"\n{_PAUSED}'),
     (GROUPED, STRICT): Log(SSD, 64, f'order = "strict"\n{_PAUSED}'),

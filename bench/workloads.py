@@ -156,7 +156,7 @@ WORKLOADS: Final = (
     replace(_workload(SSD, "read", 4096, 16), before=Before.IMAGE),
     replace(_workload(SSD, "read", 1 << 20, 4), before=Before.IMAGE),
     # A full log goes in bursts of a log's length, of which several are to count.
-    replace(_workload(FULL, "write", 4096, 16), seconds=5.0, ramp=2.0),
+    replace(_workload(FULL, "write", 4096, 16), seconds=10.0, ramp=3.0),
     replace(_workload(WRITEBACK, "write", 4096, 16), drained=4096, seconds=1.0),
     replace(_workload(WRITEBACK, "write", 4096, 1, sync=True), drained=1024, seconds=1.0),
     replace(_workload(GROUPED, "write", 4096, 1, sync=True), drained=1024),

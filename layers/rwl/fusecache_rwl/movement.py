@@ -9,11 +9,12 @@ A crash, or a cancellation, leaves some of the moves below, in part or whole; al
 """
 
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Final, Protocol
 
 import trio
 
-from fusecache.api import DECLINED, DONE, FusecacheError, Volume
+from fusecache.api import DECLINED, DONE, Done, FusecacheError, Volume
 from fusecache_rwl.failures import RecordDamaged
 from fusecache_rwl.format import RecordType
 from fusecache_rwl.log import Log
@@ -22,6 +23,8 @@ from fusecache_rwl.proof import Proven
 
 _SLICE: Final = 256 << 20
 """Bytes of a discard or zeroes that go down at one go."""
+_MOST: Final = 32 << 20
+"""Bytes of data under way at once, whatever the depth: they are copies."""
 
 
 class Pace(Protocol):
@@ -47,12 +50,14 @@ class Movement:
         self._below = below
         self._owner = owner
         self._under_way = 0
+        self._bytes = 0
         self._changed = trio.Event()
         self._failure: BaseException | None = None
         self._complete = True
 
     async def carry_out(self, moves: Iterable[Move | None], depth: int) -> bool:
-        """Write all *moves* below, up to *depth* at once; return whether all were. Waits for those it began.
+        """Write all *moves* below, up to *depth* at once and about 32 MiB; return whether all were. Waits for those it
+        began.
 
         Raises:
             FusecacheError, OSError: the first failure.
@@ -62,7 +67,7 @@ class Movement:
                 if move is None:
                     await trio.lowlevel.checkpoint()
                     continue
-                while self._under_way >= depth and self._failure is None:
+                while (self._under_way >= depth or self._bytes >= _MOST) and self._failure is None:
                     await self._wait()
                 if self._failure is not None or self._owner.stopped:
                     self._complete = False
@@ -83,22 +88,24 @@ class Movement:
     async def _begin(self, nursery: trio.Nursery, move: Move) -> None:
         self._under_way += 1
         if move.kind is not RecordType.DATA:
-            nursery.start_soon(self._run, self._clear, move)
+            nursery.start_soon(self._run, self._ended, self._clear, move)
             return
-        data = await self._gather(move)
+        self._bytes += move.length
+        ended = partial(self._data_ended, move.length)
+        data = await self._gather(move, ended)
         if data is None:
             return
         try:
-            outcome = self._below.try_write(move.offset, data, self._ended)
+            outcome = self._below.try_write(move.offset, data, ended)
         except Exception as error:
-            self._ended(error)
+            ended(error)
             return
         if outcome is DONE:
-            self._ended(None)
+            ended(None)
             # Others run, too, where nothing ever waits.
             await trio.lowlevel.checkpoint()
         elif outcome is DECLINED:
-            nursery.start_soon(self._run, self._write, move, data)
+            nursery.start_soon(self._run, ended, self._write, move, data)
 
     def _ended(self, error: BaseException | None) -> None:
         self._under_way -= 1
@@ -106,13 +113,17 @@ class Movement:
             self._failure = error
         self._changed.set()
 
-    async def _run(self, work: Callable[..., Awaitable[None]], *args: object) -> None:
+    def _data_ended(self, length: int, error: BaseException | None) -> None:
+        self._bytes -= length
+        self._ended(error)
+
+    async def _run(self, ended: Done, work: Callable[..., Awaitable[None]], *args: object) -> None:
         try:
             await work(*args)
         except Exception as error:
-            self._ended(error)
+            ended(error)
         else:
-            self._ended(None)
+            ended(None)
 
     async def _write(self, move: Move, data: memoryview) -> None:
         await self._below.write(move.offset, data)
@@ -128,7 +139,7 @@ class Movement:
             await clear(at, length)
             at += length
 
-    async def _gather(self, move: Move) -> memoryview | None:
+    async def _gather(self, move: Move, ended: Done) -> memoryview | None:
         """Copy a move's data out of the log, each record checked, into memory that attempts may keep; None after an
         error."""
         data = bytearray(move.length)
@@ -140,9 +151,9 @@ class Movement:
                 at += length
         except RecordDamaged as error:
             self._log.fail(error)
-            self._ended(error)
+            ended(error)
             return None
         except (OSError, FusecacheError) as error:
-            self._ended(error)
+            ended(error)
             return None
         return memoryview(data)

@@ -129,8 +129,8 @@ class RwlOptions(BaseModel):
     ] = None
     """Bytes per second that write-back takes while nobody waits for it; 0 pauses it, None (``max``) is no limit."""
 
-    writeback_depth: Annotated[int, Field(ge=1, le=1024, description=_DEPTH_HELP)] = 16
-    """Requests that write-back has under way at once, 1 to 1024."""
+    writeback_depth: Annotated[int, Field(ge=1, le=1024, description=_DEPTH_HELP)] = 64
+    """Requests that write-back has under way at once, 1 to 1024, and about 32 MiB of data."""
 
     stall_timeout: Annotated[float, _quantity(_stall, _STALL_HELP), Field(description=_STALL_HELP)] = 120.0
     """Seconds that a change waits for space in a pool full of dirty data before it fails; in the config with a unit.

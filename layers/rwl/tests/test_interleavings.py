@@ -7,6 +7,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from fusecache.api import DECLINED
+from fusecache_rwl import movement
 from fusecache_rwl.failures import LogFull
 from fusecache_rwl.layer import RwlLayer
 from layers.rwl.tests.support.bench import BLOCK, RING, SIZE, Bench, benched, block, read, write
@@ -260,6 +261,24 @@ async def test_an_invalidation_waits_for_the_move_in_flight_and_none_comes_after
         await write(layer, 1, 9)
     async with bench.opened() as layer:
         assert await read(layer, 0, 8) == left[:BLOCK] + block(9) + left[2 * BLOCK : 8 * BLOCK]
+
+
+async def test_no_more_is_copied_for_a_write_back_at_once_than_its_bound(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(movement, "_MOST", 2 * BLOCK)
+    async with bench.opened() as layer:
+        for number in range(4):
+            # Apart, so that they do not merge.
+            await write(layer, 2 * number, number + 1)
+        bench.gate.close()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(layer.writeback)
+            await bench.gate.wait_held(2)
+            await wait_all_tasks_blocked()
+            assert len(bench.gate.held) == 2
+            bench.gate.open()
+        assert [bench.below(2 * number * BLOCK, BLOCK) for number in range(4)] == [block(n + 1) for n in range(4)]
 
 
 async def test_a_cancelled_invalidation_leaves_all_that_was_dirty(bench: Bench) -> None:

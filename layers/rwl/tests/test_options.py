@@ -38,7 +38,7 @@ def test_all_but_path_and_size_have_defaults() -> None:
         "low_water": 0.3,
         "max_dirty_age": 30.0,
         "writeback_rate": None,
-        "writeback_depth": 16,
+        "writeback_depth": 64,
         "stall_timeout": 120.0,
         "stall_errno": "EIO",
         "keep_clean": True,
