@@ -217,7 +217,13 @@ def test_an_image_that_was_closed_while_the_cluster_was_away_is_opened_again_whe
         private_cluster.kill("osd.0")
     wait_until(lambda: not is_open(mount, "disk"), "the image is closed")
     private_cluster.start()
+    # What was left behind keeps the lock until librbd has closed it, a moment after the cluster answers again.
+    wait_until(lambda: outcome(_opened_and_closed, mount.path / "disk") == 0, "the image can be opened")
     with (mount.path / "disk").open("r+b", buffering=0) as file:
         assert file.read(6) == b"before"
         assert os.pwrite(file.fileno(), b"after!", 0) == 6
     assert (mount.path / "disk").read_bytes()[:6] == b"after!"
+
+
+def _opened_and_closed(path: Path) -> None:
+    os.close(os.open(path, os.O_RDWR))
