@@ -157,7 +157,7 @@ async def _serve(config: Config, mountpoint: Path, ending: _Ending, ready: Calla
     events = EventLog()
     store = StateStore(config.mount.state_dir)
     async with (
-        _completions() as completions,
+        running_completions() as completions,
         open_file_sync(completions) as file_sync,
         open_backend(config.backend, completions, events.emit) as backend,
         trio.open_nursery() as nursery,
@@ -277,7 +277,7 @@ async def open_stack(config: Config, image: str) -> AsyncIterator[Stack]:
     """
     store = StateStore(config.mount.state_dir)
     async with (
-        _completions() as completions,
+        running_completions() as completions,
         open_file_sync(completions) as file_sync,
         open_backend(config.backend, completions, log_event) as backend,
         assemble_stack(
@@ -300,13 +300,16 @@ def log_event(kind: str, text: str) -> None:
 
 
 @asynccontextmanager
-async def _completions() -> AsyncIterator[Completions]:
+async def running_completions() -> AsyncIterator[Completions]:
+    """Deliver results of threads and of the kernel until the context ends."""
     completions = Completions()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(completions.run)
-        yield completions
-        nursery.cancel_scope.cancel()
-    completions.close()
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(completions.run)
+            yield completions
+            nursery.cancel_scope.cancel()
+    finally:
+        completions.close()
 
 
 def _policy(mount: MountConfig) -> FilePolicy:

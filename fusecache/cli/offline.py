@@ -10,14 +10,13 @@ from typing import Final, TypeVar
 import trio
 
 from fusecache.api.backend import Backend, ImageInfo
-from fusecache.api.completions import Completions
 from fusecache.backends import open_backend
 from fusecache.cli.failure import unwrapped
 from fusecache.cli.output import Progress, progress
 from fusecache.config.schema import Config
 from fusecache.control.progress import progress_text
 from fusecache.metrics.text import printable
-from fusecache.mount import log_event, open_stack
+from fusecache.mount import log_event, open_stack, running_completions
 from fusecache.stack.assemble import Stack
 from fusecache.stack.drop import drop_layer
 from fusecache.stack.held import held_here
@@ -105,15 +104,11 @@ def _run(work: Callable[[], Awaitable[Result]]) -> Result:
 
 @asynccontextmanager
 async def _backend(config: Config) -> AsyncIterator[Backend]:
-    completions = Completions()
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(completions.run)
-            async with open_backend(config.backend, completions, log_event) as backend:
-                yield backend
-            nursery.cancel_scope.cancel()
-    finally:
-        completions.close()
+    async with (
+        running_completions() as completions,
+        open_backend(config.backend, completions, log_event) as backend,
+    ):
+        yield backend
 
 
 async def _show_progress(stack: Stack, index: int | None, line: Progress) -> None:
