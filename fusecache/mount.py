@@ -21,6 +21,7 @@ import trio
 
 from fusecache.api.backend import Backend
 from fusecache.api.completions import Completions
+from fusecache.api.errors import unwrapped
 from fusecache.api.file_sync import FileSync
 from fusecache.backends import open_backend
 from fusecache.backends.file_sync import open_file_sync
@@ -73,9 +74,7 @@ def run(config: Config, mountpoint: Path, *, ready: Callable[[], None]) -> None:
     try:
         trio.run(partial(serve, config, mountpoint, ready=ready))
     except BaseExceptionGroup as group:
-        failure: BaseException = group
-        while isinstance(failure, BaseExceptionGroup) and len(failure.exceptions) == 1:
-            failure = failure.exceptions[0]
+        failure = unwrapped(group)
     else:
         return
     finally:

@@ -73,7 +73,7 @@ class Claim(Protocol):
     @property
     def take_over(self) -> bool: ...
 
-    async def __call__(self, identity: Identity, client: str) -> Sequence[str]:
+    async def __call__(self, identity: Identity, client: str, patience: float = 0.0) -> Sequence[str]:
         """Take this host's own lock on the image, and note durably that the backend's lock will be *client*'s.
 
         The backend calls this at most once, as soon as it knows the identity and before it takes or breaks any lock
@@ -81,6 +81,7 @@ class Claim(Protocol):
 
         Args:
             client: how the backend's lock will name its owner; empty where locks end with their process.
+            patience: seconds to wait for what an earlier open of this process still keeps; see :meth:`keep`.
 
         Returns:
             The clients noted by processes of this host that are gone for certain: what these hold may be taken at
@@ -88,13 +89,15 @@ class Claim(Protocol):
 
         Raises:
             ImageBusy: another process of this host has the image open.
+            FusecacheError: EIO, this process had it open before, and keeps it longer than *patience*.
         """
 
     def keep(self) -> Callable[[], None]:
         """Hold this host's lock, and keep our client on record, until the returned function is called; any thread.
 
         For a lock of the backend's that cannot be given up before the open ends: as long as it may be ours, the next
-        process must find out who has it. Where it is never given up, the claim ends with the process.
+        process must find out who has it. Where it is never given up, the claim ends with the process. The next open
+        of this process waits for it.
         """
 
 
@@ -156,7 +159,8 @@ class BackendImage(Volume):
         """
 
     async def check_snapshot(self, name: str) -> None:
-        """Raise what :meth:`make_snapshot` would raise for *name* as things are now. Changes nothing."""
+        """Raise what :meth:`make_snapshot` would raise for *name* as things are now. Changes nothing; waits for an
+        earlier one of that name as it does."""
         raise NotSupported("this backend takes no snapshots")
 
     async def make_snapshot(self, name: str) -> None:
@@ -166,7 +170,8 @@ class BackendImage(Volume):
         layer is asked, so what layers above hold is not in it. Works whether or not the image's guard is on.
 
         A cancellation, or a backend that does not answer in time, leaves the snapshot made or not; one that is made
-        late is removed again, unless the image has been closed by then.
+        late is removed again, if the process lives then. Until that is settled the name is neither free nor taken, and
+        the next call for it waits: a snapshot that a caller was told of, as made or as there, is not removed by this.
 
         Args:
             name: of the snapshot, not of the file that shows it.
@@ -176,7 +181,7 @@ class BackendImage(Volume):
             BadCommand: no snapshot of this image can have that name; the message says what is allowed.
             ImageExists: the image has a snapshot of that name.
             VolumeReadOnly: the image is not held under its lock (any more).
-            FusecacheError: EIO, the backend did not answer in time.
+            FusecacheError: EIO, the backend did not answer in time, or has not yet settled an earlier one.
         """
         raise NotSupported("this backend takes no snapshots")
 

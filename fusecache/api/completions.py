@@ -7,16 +7,24 @@ Any number of results that are ready together cost one wake-up and no task. Whil
 (:meth:`Completions.start_polling`) it collects them itself and no wake-up is sent at all.
 """
 
+import ctypes
 import logging
 import os
 import select
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import trio
 
 log = logging.getLogger(__name__)
+
+# Mostly there is nothing to read, and the exception that os.eventfd_read() raises then costs more than all else here.
+# Not CDLL: it does not wait, and giving up the interpreter's lock invites others to take it.
+_read: Final = ctypes.PyDLL(None).read
+_read.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
+_COUNTER: Final = 8
+"""Bytes that an eventfd is read with."""
 
 
 class Source(Protocol):
@@ -57,6 +65,7 @@ class Completions:
         self._polling = False
         self._signal = True
         self._held_back: list[Callable[[], None]] = []
+        self._counter = (ctypes.c_char * _COUNTER)()
 
     def add_source(self, source: Source, fd: int | None = None) -> None:
         """Collect from *source* as well, until :meth:`remove_source`. It counts its own results in and out.
@@ -116,10 +125,7 @@ class Completions:
         return self.drain()
 
     def _clear(self) -> None:
-        try:  # noqa: SIM105 - on the hot path, where suppress() costs a microsecond
-            os.eventfd_read(self.signal_fd)
-        except BlockingIOError:
-            pass
+        _read(self.signal_fd, self._counter, _COUNTER)
 
     def before_wait(self, start: Callable[[], None]) -> None:
         """Call *start* when the loop has nothing more to do: at once unless it polls. Loop's thread only.

@@ -117,6 +117,13 @@ class ContractViolation(FusecacheError):
     """A layer or backend broke the contract of :mod:`fusecache.api.volume` (EIO)."""
 
 
+def unwrapped(error: BaseException) -> BaseException:
+    """Return what a chain of exception groups of one member carries: nurseries wrap whatever passes them."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
 def errno_of(error: BaseException) -> int:
     """Return the positive errno that stands for *error*.
 

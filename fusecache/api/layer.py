@@ -179,6 +179,8 @@ class DirtyMark(Protocol):
         """Return when it is durable that the level below is not torn; at once if it is not.
 
         To be called soon after the last of such a whole is durable below. :attr:`is_torn` is False from the call on.
+        Where the level below is a layer, the core remembers, by the same durable write, that the levels under it are
+        whole only once that one is clean.
 
         A cancellation, or an error, leaves it durably so or not, and not torn in the eyes of the layer.
 
@@ -239,7 +241,11 @@ class LayerPlugin(ABC):
 
     def artifacts(self, context: LayerContext) -> Sequence[Path]:
         """Name every file the layer will own, before any is created, so that the core can drop the layer without its
-        plugin."""
+        plugin.
+
+        A file may be made under its name with ``.new`` after it, and renamed when it is whole: what a crash leaves of
+        that is removed with the file.
+        """
         return ()
 
     def inspect(self, path: Path, *, verify: bool) -> Inspection:

@@ -10,7 +10,7 @@ from typing import IO, Any, Final
 
 import click
 
-from fusecache.api.errors import FusecacheError, LayerDirty
+from fusecache.api.errors import FusecacheError, LayerDirty, unwrapped
 from fusecache.config.load import ConfigError
 
 EXIT_FAILED: Final = 1
@@ -32,14 +32,7 @@ class Failure(click.ClickException):
             click.echo(f"fusecache: {line}", file=file, err=True)
 
 
-def unwrapped(error: Exception) -> Exception:
-    """Return what a chain of exception groups of one member carries: nurseries wrap whatever passes them."""
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
-
-
-def failure_of(error: Exception) -> Failure | None:
+def failure_of(error: BaseException) -> Failure | None:
     """Return how an expected error ends the command; None for one that nobody expects."""
     error = unwrapped(error)
     if isinstance(error, Failure):

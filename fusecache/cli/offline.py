@@ -10,8 +10,8 @@ from typing import Final, TypeVar
 import trio
 
 from fusecache.api.backend import Backend, ImageInfo
+from fusecache.api.errors import unwrapped
 from fusecache.backends import open_backend
-from fusecache.cli.failure import unwrapped
 from fusecache.cli.output import Progress, progress
 from fusecache.config.schema import Config
 from fusecache.control.progress import progress_text

@@ -260,22 +260,13 @@ class DataPlane:
 
     def _write_copy(self, slot: Slot, unique: int, handle: int, offset: int, size: int) -> bool:
         """As :meth:`_write`, from memory of its own."""
+        body, done = slot.body, slot.done
+        # Writable, as slots are: some ways of writing need that.
+        slot.body, slot.done = memoryview(bytearray(body[:size])), _first_end(done)
         try:
-            file = self._files[handle]
-            if offset + size > file.end:
-                size = file.clip(offset, size)
-            slot.used = True
-            # Writable, as slots are: some ways of writing need that.
-            data = memoryview(bytearray(slot.body[:size]))
-            if file.write(offset, data, _first_end(slot.done)) is PENDING:
-                if file.interruptible_writes:
-                    slot.mark(SlotState.STARTED)
-                return self._pend(slot, unique, Opcode.WRITE, size, interruptible=file.interruptible_writes)
-        except Exception as error:
-            self.fail(unique, error)
-            return False
-        self.send(_pack_write(24, 0, unique, size))
-        return False
+            return self._write(slot, unique, handle, offset, size)
+        finally:
+            slot.body, slot.done = body, done
 
     def _fsync(self, slot: Slot, unique: int, handle: int, offset: int, size: int) -> bool:
         try:

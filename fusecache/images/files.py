@@ -53,7 +53,12 @@ class FilePolicy:
 
 
 class ImageFile(OpenFile):
-    """An opener of an image."""
+    """An opener of an image.
+
+    **Who may grow an image.** Its creator; and where images may be created, whoever is the first to do so while it has
+    no length: its creator may have gone without having heard of it, as where the CREATE was interrupted, or the daemon
+    died, and the program tries again and finds the name taken.
+    """
 
     __slots__ = (
         "_image",
@@ -88,7 +93,7 @@ class ImageFile(OpenFile):
 
     def clip(self, offset: int, length: int) -> int:
         image = self._image
-        if self.creator:
+        if self._may_grow():
             return length
         if offset >= image.size:
             raise OutOfRange(f"image {image.name!r} ends at {image.size}: nothing can be written at {offset}")
@@ -103,7 +108,7 @@ class ImageFile(OpenFile):
         if self._unconfirmed:
             self._confirm()
         image = self._image
-        if offset + len(data) > image.size:
+        if offset + len(data) > image.top.size:
             image.start(self._grow_and_write, offset, data, done)
             return PENDING
         return image.write(offset, data, done)
@@ -155,8 +160,12 @@ class ImageFile(OpenFile):
     def check_resize(self, size: int) -> None:
         """Raise NotPermitted where this opener may not set the length to *size*."""
         unchanged = size == self._image.size
-        if not (unchanged or self._policy.resize or (self.creator and size > self._image.size)):
+        if not (unchanged or self._policy.resize or (size > self._image.size and self._may_grow())):
             raise NotPermitted(f"image {self._image.name!r}: set resize = true in [mount] to allow a change of size")
+
+    def _may_grow(self) -> bool:
+        self.creator = self.creator or (self._policy.create and not self._image.size)
+        return self.creator
 
     async def resize(self, size: int) -> None:
         """Set the length, as ``ftruncate`` on this opener's descriptor."""

@@ -50,7 +50,7 @@ class OpenFile(ABC):
         direct: the kernel keeps no pages of this file for this opener.
         keep_cache: pages the kernel kept from earlier opens are still true.
         parallel: several writes to this file may be in flight, beside openers that are not *direct* (image files).
-        creator: made the file, and so may make it longer.
+        creator: may make the file longer, as it made it, or has been the first to make one longer that was empty.
         interruptible_writes: an interrupted ``write`` may be answered EINTR while it goes on.
     """
 

@@ -15,7 +15,7 @@ import trio
 
 from fusecache.api.backend import Backend, BackendImage
 from fusecache.api.completions import Completions
-from fusecache.api.errors import BadCommand, ContractViolation, LayerDirty, PluginMissing
+from fusecache.api.errors import BadCommand, ContractViolation, LayerDirty, PluginMissing, unwrapped
 from fusecache.api.file_sync import FileSync
 from fusecache.api.identity import Identity
 from fusecache.api.layer import Emit, Layer, LayerContext, LayerState
@@ -24,7 +24,6 @@ from fusecache.config.schema import StackConfig
 from fusecache.stack.claim import HostClaim, claiming
 from fusecache.stack.dirty import DirtyLedger
 from fusecache.stack.discover import load
-from fusecache.stack.drop import torn_refusal
 from fusecache.stack.link import Link
 from fusecache.stack.plan import MissingLayer, StackPlan, check_writeback
 from fusecache.stack.prepare import (
@@ -39,6 +38,7 @@ from fusecache.stack.prepare import (
     write_down,
 )
 from fusecache.stack.remember import remember_dirty
+from fusecache.stack.torn import check_takeover, refusal
 from fusecache.state.image_state import ImageState
 from fusecache.state.store import StateStore
 
@@ -79,6 +79,7 @@ class Stack:
         identity, epoch: the image's.
         nursery: for tasks that live as long as the open image; a crash of one closes the image.
         drop_missing: removes the files of a missing layer, by its index.
+        holds_group: whether dirty data of a layer, by its index, may be of a group: see :mod:`fusecache.stack.torn`.
     """
 
     top: Link
@@ -90,6 +91,7 @@ class Stack:
     epoch: int
     nursery: trio.Nursery
     drop_missing: Callable[[int], Awaitable[None]] | None = None
+    holds_group: Callable[[int], bool] = lambda index: False
 
     @property
     def dirty(self) -> bool:
@@ -137,12 +139,12 @@ class Stack:
         Args:
             index: of the layer.
             dirty: drop its dirty data too.
-            torn: even where that leaves the level below torn.
+            torn: even where that leaves a level torn.
 
         Raises:
             BadCommand: there is no layer of that index.
             LayerDirty: the layer is dirty and *dirty* is false; or *dirty* is true and a layer above it is dirty: that
-                data was written on top; or the level below is torn and *torn* is false. Nothing was dropped.
+                data was written on top; or a level would be left torn and *torn* is false. Nothing was dropped.
         """
         if self.drop_missing is not None and any(missing.index == index for missing in self.missing):
             await self.drop_missing(index)
@@ -157,9 +159,9 @@ class Stack:
         if in_the_way:
             raise LayerDirty(f"layer {index} lies under dirty layers, discard them first: {', '.join(in_the_way)}")
         # The layer begins nothing new once it is asked, and nobody else runs in between.
-        if target.layer.torn and not torn:
-            raise torn_refusal(index, index)
         loses_data = _is_dirty(target.layer)
+        if not torn and (target.layer.torn or (loses_data and self.holds_group(index))):
+            raise refusal(index, index, in_group=target.layer.torn)
         try:
             await target.layer.invalidate(dirty=True)
         finally:
@@ -212,12 +214,13 @@ async def open_stack(
         mountpoint: where the image is mounted; None for an offline command.
         read_only: open the image for reading only.
         take_over: the host that holds dirty data of the image must not go on: the epoch is raised, and what it holds
-            is lost.
+            is lost. Where that leaves a level torn, only :func:`fusecache.stack.drop.drop_layer` can be told to do it.
         guard: see :meth:`fusecache.api.BackendImage.set_record`.
 
     Entering raises:
         ImageNotFound: there is no such image.
         ImageBusy: another owner holds the image or its state, or another host has dirty data for it.
+        LayerDirty: *take_over* leaves a level torn; nothing has changed.
         PluginMissing, PoolMissing, Fenced: see :mod:`fusecache.stack.plan`.
         CorruptState: the manifest is not readable, or another image's.
         ConfigError: a layer's options are wrong.
@@ -225,19 +228,21 @@ async def open_stack(
         ContractViolation: a plugin opened something that is no layer.
     """
     dedicated = await _may_keep_dirty_data(configured)
-    async with (
-        claiming(store, name=name, mountpoint=mountpoint, take_over=take_over) as claim,
-        backend.open(name, claim, read_only=read_only, dedicated=dedicated) as image,
-        _own_nursery() as nursery,
-        AsyncExitStack() as opened,
-    ):
-        if claim.state is None:
-            base = _linked(opened, Link(image, "the backend"))
-            yield Stack(base, base, image, (), (), image.identity, FIRST_EPOCH, nursery)
-            return
-        around = _Surroundings(name, completions, file_sync, emit, nursery)
-        prepared = await _prepared(claim, image, configured, around, guard)
-        yield await _opened(opened, claim, image, prepared, around, guard)
+    async with claiming(store, name=name, mountpoint=mountpoint, take_over=take_over) as claim:
+        if take_over:
+            check_takeover(await backend.read_record(name), claim.host)
+        async with (
+            backend.open(name, claim, read_only=read_only, dedicated=dedicated) as image,
+            _own_nursery() as nursery,
+            AsyncExitStack() as opened,
+        ):
+            if claim.state is None:
+                base = _linked(opened, Link(image, "the backend"))
+                yield Stack(base, base, image, (), (), image.identity, FIRST_EPOCH, nursery)
+                return
+            around = _Surroundings(name, completions, file_sync, emit, nursery)
+            prepared = await _prepared(claim, image, configured, around, guard)
+            yield await _opened(opened, claim, image, prepared, around, guard)
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,10 +293,9 @@ async def _opened(
     async def drop_missing(index: int) -> None:
         await claim.use(remove_files_of, manifest, index)
 
-    top = layers[-1].link if layers else base
-    missing = prepared.plan.missing
+    top, missing, epoch = layers[-1].link if layers else base, prepared.plan.missing, prepared.epoch
     return Stack(
-        top, base, image, layers, missing, image.identity, prepared.epoch, around.nursery, drop_missing=drop_missing
+        top, base, image, layers, missing, image.identity, epoch, around.nursery, drop_missing, ledger.holds_group
     )
 
 
@@ -314,7 +318,7 @@ def _contexts(
             completions=around.completions,
             file_sync=around.file_sync,
             emit=around.emit,
-            dirty=ledger.mark(layer.index, is_set=layer.dirty, is_torn=layer.torn),
+            dirty=ledger.mark(layer),
         )
         for layer in prepared.plan.layers
     ]
@@ -371,9 +375,7 @@ async def _own_nursery() -> AsyncIterator[trio.Nursery]:
             yield nursery
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        failure: BaseException = group
-        while isinstance(failure, BaseExceptionGroup) and len(failure.exceptions) == 1:
-            failure = failure.exceptions[0]
+        failure = unwrapped(group)
     else:
         return
     # Out here, so that the group does not become the context of its own member.

@@ -9,12 +9,14 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import trio
 
-from fusecache.api.errors import ContractViolation, VolumeClosed
+from fusecache.api.errors import ContractViolation, FusecacheError, VolumeClosed
 from fusecache.api.identity import Identity
+from fusecache.stack.leaving import Leaving
 from fusecache.state.image_state import ImageState
 from fusecache.state.store import StateStore
 
@@ -27,6 +29,9 @@ _PATIENCE: Final = 3.0
 
 # Of their own, so that a state directory that hangs takes no thread from anything else.
 _threads: Final = trio.CapacityLimiter(8)
+
+_leaving: Final = Leaving()
+"""Claims of this process that were given up and still hold their images, by state directory and identity."""
 
 
 class HostClaim:
@@ -51,10 +56,17 @@ class HostClaim:
         self._kept = 0
         self._given_up = False
 
-    async def __call__(self, identity: Identity, client: str) -> Sequence[str]:
+    async def __call__(self, identity: Identity, client: str, patience: float = 0.0) -> Sequence[str]:
         """See :class:`fusecache.api.Claim`. A cancelled call does not wait; what it took is released in the end."""
         if self.state is not None:
             raise ContractViolation(f"image {self._name!r} was claimed twice by one open")
+        with trio.move_on_after(patience) as waiting:
+            await _leaving.until_freed(self._key(identity))
+        if waiting.cancelled_caught:
+            raise FusecacheError(
+                f"image {self._name!r} was open in this process before, and after {patience:g} s it is still being "
+                "closed: the backend, or the state directory, does not answer"
+            )
         state = await _abandonable(lambda: self._take(identity, client))
         return state.former
 
@@ -86,8 +98,10 @@ class HostClaim:
 
         Where the backend has still to close it, that happens then, and the image stays locked until it does.
         A state directory that hangs is waited for three seconds; then a thread of its own goes on with it, and the
-        image stays locked until that ends.
+        image stays locked until that ends. Whoever claims the image meanwhile in this process waits for either.
         """
+        if self.state is not None:
+            _leaving.add(self._key(self.state.identity))
         with self._keeping:
             self._given_up = True
             kept = self._kept
@@ -117,7 +131,13 @@ class HostClaim:
         with self._steps:
             self._over = True
             if self.state is not None:
-                self.state.release()
+                try:
+                    self.state.release()
+                finally:
+                    _leaving.freed(self._key(self.state.identity))
+
+    def _key(self, identity: Identity) -> tuple[Path, Identity]:
+        return self._store.directory, identity
 
 
 @asynccontextmanager

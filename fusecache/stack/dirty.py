@@ -42,6 +42,9 @@ step  of saying that it is torn        then
 Taking that back is as clearing: R first, when all of it is durable below, then M. A crash before R leaves the word that
 it is torn where it is not; the layer takes it back when it is opened.
 
+What another layer has to answer for from then on stands in :mod:`fusecache.stack.torn`: it is kept here and said by the
+same writes, and no business of the layers.
+
 A step that fails, or is cancelled, leaves what a crash before or after it leaves. Where step 2 failed, M is put back.
 """
 
@@ -57,6 +60,8 @@ import trio
 from fusecache.api.backend import BackendImage, ImageRecord
 from fusecache.api.errors import FusecacheError
 from fusecache.stack.claim import HostClaim
+from fusecache.stack.plan import PlannedLayer
+from fusecache.stack.torn import heir
 from fusecache.state.image_state import ImageState
 from fusecache.state.manifest import Manifest, encode
 
@@ -74,17 +79,22 @@ def record_of(manifest: Manifest) -> ImageRecord:
 
 
 class LayerMark:
-    """One layer's :class:`fusecache.api.DirtyMark`."""
+    """One layer's :class:`fusecache.api.DirtyMark`.
 
-    def __init__(self, ledger: "DirtyLedger", index: int, is_set: bool, is_torn: bool) -> None:
-        self.index = index
-        self.is_set = is_set
-        self.is_torn = is_torn
+    Attributes:
+        holds_group: see :mod:`fusecache.stack.torn`; only while *is_set* is.
+    """
+
+    def __init__(self, ledger: "DirtyLedger", layer: PlannedLayer) -> None:
+        self.index = layer.index
+        self.is_set = layer.dirty
+        self.is_torn = layer.torn
+        self.holds_group = layer.holds_group
         self._ledger = ledger
 
     def __repr__(self) -> str:
-        torn = ", torn" if self.is_torn else ""
-        return f"<LayerMark of layer {self.index}, {'set' if self.is_set else 'not set'}{torn}>"
+        more = ", torn" * self.is_torn + ", holds a group" * self.holds_group
+        return f"<LayerMark of layer {self.index}, {'set' if self.is_set else 'not set'}{more}>"
 
     async def set(self) -> None:
         """See :meth:`fusecache.api.DirtyMark.set`."""
@@ -122,10 +132,10 @@ class DirtyLedger:
         self._numbers = itertools.count(1)
         self._written = 0
 
-    def mark(self, index: int, *, is_set: bool, is_torn: bool = False) -> LayerMark:
-        """Make the mark of the layer of that index, which is durably set or not, and torn or not."""
-        self._marks[index] = LayerMark(self, index, is_set, is_torn)
-        return self._marks[index]
+    def mark(self, layer: PlannedLayer) -> LayerMark:
+        """Make the mark of a layer that is about to be opened."""
+        mark = self._marks[layer.index] = LayerMark(self, layer)
+        return mark
 
     def adopt(self, manifest: Manifest) -> None:
         """Take over the manifest that is durable now, and that the record says the same as; before any mark changes."""
@@ -142,7 +152,9 @@ class DirtyLedger:
     async def clear(self, mark: LayerMark) -> None:
         """Clear *mark*; see the module."""
         if mark.is_set:
-            mark.is_set = mark.is_torn = self._settled = False
+            if mark.is_torn or mark.holds_group:
+                self._pass_on(mark)
+            mark.is_set = mark.is_torn = mark.holds_group = self._settled = False
         await self.settle()
 
     async def tear(self, mark: LayerMark) -> None:
@@ -157,8 +169,21 @@ class DirtyLedger:
     async def mend(self, mark: LayerMark) -> None:
         """Have *mark* say torn no more; see the module."""
         if mark.is_torn:
+            self._pass_on(mark)
             mark.is_torn = self._settled = False
         await self.settle()
+
+    def holds_group(self, index: int) -> bool:
+        """Whether dirty data of the layer of that index may be of a group; also while a layer above, which is clean by
+        now, has still to say so."""
+        above = (mark for mark in self._marks.values() if mark.index > index)
+        return self._marks[index].holds_group or any(mark.is_torn or mark.holds_group for mark in above)
+
+    def _pass_on(self, mark: LayerMark) -> None:
+        # A mark that is only just being set is for changes that came later.
+        below = heir((other.index for other in self._marks.values() if other.is_set), mark.index)
+        if below is not None:
+            self._marks[below].holds_group = True
 
     async def _say(self, wanted: Manifest) -> None:
         """Steps 1 and 2 of what is said before it is so."""
@@ -212,10 +237,12 @@ class DirtyLedger:
         assert self._manifest is not None, "the manifest is written before a layer is opened"
         dirty = {mark.index for mark in self._marks.values() if mark.is_set} | {and_dirty}
         torn = {mark.index for mark in self._marks.values() if mark.is_torn} | {and_torn}
-        layers = tuple(
-            layer.model_copy(update={"dirty": layer.index in dirty, "torn": layer.index in torn})
-            for layer in self._manifest.layers
-        )
+        holds = {mark.index for mark in self._marks.values() if mark.holds_group}
+
+        def said(index: int) -> dict[str, bool]:
+            return {"dirty": index in dirty, "torn": index in torn, "holds_group": index in holds}
+
+        layers = tuple(layer.model_copy(update=said(layer.index)) for layer in self._manifest.layers)
         return self._manifest.model_copy(update={"layers": layers})
 
     async def _put_back(self) -> None:

@@ -17,8 +17,8 @@ step                                then
 
 So a file never outlives the word that its data counts, and the command can be repeated after any of them. The epoch is
 raised, in step 2, where the data was another host's, whose files cannot be removed here, or was fenced: what is of an
-older epoch never counts again. That holds for every other dirty layer of that host: it can only be dropped as well. So
-whatever of it is torn is asked about then.
+older epoch never counts again. That holds for every other dirty layer of that host: it can only be dropped as well.
+Which drops leave a level torn, and ask about it, stands in :mod:`fusecache.stack.torn`.
 
 What layers above keep of the image is not looked at: they are clean, and nothing cached outlives the lock.
 """
@@ -34,8 +34,9 @@ from fusecache.api.layer import Emit
 from fusecache.config.schema import StackConfig
 from fusecache.stack.claim import claiming
 from fusecache.stack.dirty import record_of
-from fusecache.stack.plan import cleaned, copy_of
+from fusecache.stack.plan import copy_of
 from fusecache.stack.prepare import in_force
+from fusecache.stack.torn import check_whole, cleaned
 from fusecache.state.files import remove_files
 from fusecache.state.image_state import ImageState
 from fusecache.state.manifest import Manifest, decode, encode
@@ -80,15 +81,15 @@ async def drop_layer(
         index: of the layer. Where another host holds dirty data of the image, one of the stack over there is meant.
         emit: told what was lost.
         dirty: drop it even if it is dirty.
-        torn: drop it even if that leaves the level below torn.
+        torn: drop it even if that leaves a level torn.
         take_over: drop it even if another host holds it, which must not go on.
         guard: see :meth:`fusecache.api.BackendImage.set_record`.
         mountpoint: where the image is mounted; None for an offline command.
 
     Raises:
         BadCommand: there is no layer of that index.
-        LayerDirty: the layer is dirty and *dirty* is false; or it is dirty and so is one above it, or the level below
-            it, or any of another host's, is torn and *torn* is false.
+        LayerDirty: the layer is dirty and *dirty* is false; or it is dirty and so is one above it; or a level would be
+            left torn and *torn* is false.
         ImageNotFound: there is no such image.
         ImageBusy: it is open, or another host holds dirty data of it and *take_over* is false.
         CorruptState: the manifest or the record does not parse.
@@ -129,9 +130,7 @@ def _refuse_elsewhere(record: ImageRecord | None, host: str, index: int, *, dirt
         where = f"host {record.holder_name} ({record.holder})"
         raise LayerDirty(f"layer {index} is dirty on {where}: {_give_up(index)}")
     # Whichever of them is dropped: none of that host's layers goes below any more.
-    for layer in layers:
-        if layer.torn:
-            raise torn_refusal(layer.index, index)
+    check_whole(layers, index)
 
 
 def plan_drop(
@@ -173,10 +172,8 @@ def plan_drop(
     epoch = manifest.epoch if record is None else record.epoch
     fenced = manifest.epoch < epoch
     # What is fenced never goes below any more: the image has gone on without it. What is elsewhere gets fenced.
-    ended = manifest.layers if elsewhere else (target,)
-    left_torn = [layer.index for layer in ended if layer.torn]
-    if left_torn and not torn and not fenced:
-        raise torn_refusal(left_torn[-1], index)
+    if not torn and not fenced:
+        check_whole(manifest.layers if elsewhere else (target,), index)
     after = cleaned(manifest, index)
     if elsewhere or fenced:
         epoch += 1
@@ -196,17 +193,6 @@ def _check_dirty(manifest: Manifest, index: int, dirty: bool) -> None:
 
 def _give_up(index: int) -> str:
     return f"`fusecache discard --layer {index} --dirty` gives its data up"
-
-
-def torn_refusal(index: int, dropped: int) -> LayerDirty:
-    """Return why the layer *dropped* is not, while the level below the layer *index* has a part only of what goes there
-    as one."""
-    return LayerDirty(
-        f"layer {index} is in the middle of a group of writes: the level below has some of it, and without the rest it "
-        "is torn, as no disk is after loss of power, so that file systems on it may be beyond repair. Once the group "
-        "is written back it is whole again: let write-back come to rest, or `fusecache flush`; "
-        f"`fusecache discard --layer {dropped} --dirty --torn` gives the data up all the same"
-    )
 
 
 def _record_after(record: ImageRecord | None, after: Manifest, epoch: int) -> ImageRecord:

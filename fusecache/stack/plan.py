@@ -40,7 +40,7 @@ class PlannedLayer:
         plugin: makes it.
         options: its own options, not yet validated.
         dirty: it holds dirty data and recovers.
-        torn: the level below may be in the middle of what it writes back as one.
+        torn, holds_group: see :class:`fusecache.state.manifest.ManifestLayer`.
     """
 
     index: int
@@ -48,6 +48,7 @@ class PlannedLayer:
     options: Mapping[str, object]
     dirty: bool = False
     torn: bool = False
+    holds_group: bool = False
 
     @property
     def title(self) -> str:
@@ -97,6 +98,7 @@ class _Wanted:
     required: bool = False
     dirty: bool = False
     torn: bool = False
+    holds_group: bool = False
     artifacts: Sequence[str] = field(default_factory=tuple)
 
     def __str__(self) -> str:
@@ -145,7 +147,8 @@ def plan_stack(
             continue
         if layer.dirty:
             _check_artifacts(layer, artifact_exists)
-        layers.append(PlannedLayer(layer.index, plugin, layer.options, layer.dirty, layer.torn))
+        planned = PlannedLayer(layer.index, plugin, layer.options, layer.dirty, layer.torn, layer.holds_group)
+        layers.append(planned)
     return StackPlan(layers, missing, deferred)
 
 
@@ -171,7 +174,7 @@ def manifest_in_force(
         copy = copy_of(record, identity)
         return local if local == copy else copy
     if local is not None and local.dirty and local.epoch >= record.epoch:
-        return cleaned(local)
+        return _cleaned(local)
     return local
 
 
@@ -192,13 +195,9 @@ def copy_of(record: ImageRecord, identity: Identity) -> Manifest:
     return copy
 
 
-def cleaned(manifest: Manifest, index: int | None = None) -> Manifest:
-    """Return *manifest* with one layer marked clean, or all."""
-    layers = tuple(
-        layer.model_copy(update={"dirty": False, "torn": False}) if index in (None, layer.index) else layer
-        for layer in manifest.layers
-    )
-    return manifest.model_copy(update={"layers": layers})
+def _cleaned(manifest: Manifest) -> Manifest:
+    clean = {"dirty": False, "torn": False, "holds_group": False}
+    return manifest.model_copy(update={"layers": tuple(layer.model_copy(update=clean) for layer in manifest.layers)})
 
 
 def check_writeback(plan: StackPlan, *, durable_identity: bool) -> None:
@@ -233,7 +232,16 @@ def _manifest_layers(manifest: Manifest, configured: Sequence[_Wanted]) -> tuple
 
 
 def _of_manifest(layer: ManifestLayer, required: bool) -> _Wanted:
-    return _Wanted(layer.index, layer.plugin, layer.options, required, layer.dirty, layer.torn, layer.artifacts)
+    return _Wanted(
+        layer.index,
+        layer.plugin,
+        layer.options,
+        required,
+        layer.dirty,
+        layer.torn,
+        layer.holds_group,
+        layer.artifacts,
+    )
 
 
 def _described(layers: Sequence[_Wanted]) -> str:
@@ -271,5 +279,5 @@ def _without_plugin(layer: _Wanted, error: Exception) -> str:
 
 
 def _give_up(layer: _Wanted) -> str:
-    torn = " --torn" if layer.torn else ""
+    torn = " --torn" if layer.torn or layer.holds_group else ""
     return f"give its data up with `fusecache discard --layer {layer.index} --dirty{torn}`"

@@ -3,9 +3,11 @@
 Owns how a stack that is about to be opened gets into the manifest and, where it is dirty or taken over, into the
 image's record. It must not know how layers are opened.
 
-**Taking over** an image of which another host holds dirty data: the record is replaced by one of the next epoch without
-a holder, durably, then the manifest is written at that epoch, then the layers open. A crash after the first leaves an
-image that nobody holds; either way the other host's manifest and pool files are of an older epoch, fenced for ever.
+**Taking over** an image of which another host holds dirty data gives all of that up. So it is refused where a level
+would be left torn (:mod:`fusecache.stack.torn`), as a discard is that does not say *torn*; then that host's layers have
+to be discarded. Otherwise the record is replaced by one of the next epoch without a holder, durably, then the manifest
+is written at that epoch, then the layers open. A crash after the first leaves an image that nobody holds; either way
+the other host's manifest and pool files are of an older epoch, fenced for ever.
 """
 
 import json
@@ -24,6 +26,7 @@ from fusecache.config.schema import StackConfig
 from fusecache.stack.claim import HostClaim
 from fusecache.stack.dirty import record_of
 from fusecache.stack.plan import PlannedLayer, StackPlan, manifest_in_force, plan_stack
+from fusecache.stack.torn import check_takeover
 from fusecache.state.files import remove_files
 from fusecache.state.image_state import ImageState
 from fusecache.state.manifest import Manifest, ManifestLayer
@@ -92,10 +95,15 @@ def in_force(state: ImageState, host: str, record: ImageRecord | None) -> Manife
 
 
 async def taken_over(prepared: Prepared, image: BackendImage, name: str, *, guard: bool, emit: Emit) -> Prepared:
-    """Raise the epoch where another host holds dirty data of the image; what is found otherwise stays as it is."""
+    """Raise the epoch where another host holds dirty data of the image; what is found otherwise stays as it is.
+
+    Raises:
+        LayerDirty: without that data a level is torn; nothing has changed.
+    """
     record = prepared.record
     if record is None or record.holder in (None, prepared.host):
         return prepared
+    check_takeover(record, prepared.host)
     mine = ImageRecord(record.epoch + 1)
     await image.set_record(mine, guard=guard)
     emit("taken-over", f"{name}: taken over from host {record.holder_name or record.holder}: its dirty data is fenced")
@@ -136,6 +144,7 @@ def manifest_of(prepared: Prepared, identity: Identity, artifacts: Sequence[Sequ
             artifacts=tuple(map(str, paths)),
             dirty=layer.dirty,
             torn=layer.torn,
+            holds_group=layer.holds_group,
         )
         for layer, paths in zip(prepared.plan.layers, artifacts, strict=True)
     ]

@@ -75,12 +75,13 @@ def sync_directory(path: Path) -> None:
 
 
 def remove_files(files: Iterable[str]) -> None:
-    """Remove files, durably; those that are gone already are passed over. Blocks.
+    """Remove files, durably, and what a crash left of making them; those that are gone already are passed over. Blocks.
 
     Raises:
         OSError: of the first that cannot be removed; those before it are gone.
     """
     for path in map(Path, files):
+        temporary_of(path).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
         log.info("%s was removed", path)
         if path.parent.is_dir():
@@ -88,7 +89,7 @@ def remove_files(files: Iterable[str]) -> None:
 
 
 def temporary_of(path: Path) -> Path:
-    """Return where :func:`replace_file` writes what will be at *path*."""
+    """Return where what will be at *path* is written first, here and by layers (:meth:`LayerPlugin.artifacts`)."""
     return path.with_name(path.name + _TEMPORARY)
 
 

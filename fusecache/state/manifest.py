@@ -2,9 +2,9 @@
 
 Owns the manifest's content and its one encoding. Pure: it must not know where manifests are kept.
 
-Format, version 2: two lines of UTF-8, each ended by a line feed::
+Format, version 3: two lines of UTF-8, each ended by a line feed::
 
-    fusecache-manifest 2 crc32c 89abcdef
+    fusecache-manifest 3 crc32c 89abcdef
     {"epoch":1,"host":"…","identity":"…","layers":[…]}
 
 The first names the format version, and the CRC-32C (RFC 3720) of the second line, line feed included, as eight
@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, f
 
 from fusecache.api.errors import CorruptState
 
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 
 _HEADER: Final = re.compile(rb"fusecache-manifest (\d{1,9}) (.*)\n", re.ASCII)
 _CHECKSUM: Final = re.compile(rb"crc32c ([0-9a-f]{8})", re.ASCII)
@@ -41,6 +41,7 @@ class ManifestLayer(_Record):
         artifacts: absolute paths of all files the layer owns or may yet create.
         dirty: the layer may hold data that is not durable in the level below.
         torn: the level below may be between two points of the order in which the layer writes back; only if *dirty*.
+        holds_group: so may the levels under a layer above, of which this one may hold a part; only if *dirty*.
     """
 
     index: Annotated[int, Field(ge=0)]
@@ -49,12 +50,19 @@ class ManifestLayer(_Record):
     artifacts: tuple[str, ...] = ()
     dirty: bool = False
     torn: bool = False
+    holds_group: bool = False
 
     @model_validator(mode="after")
     def _torn_is_dirty(self) -> "ManifestLayer":
-        if self.torn and not self.dirty:
-            raise ValueError("found a layer that is torn and not dirty, allowed: torn ones that are dirty")
+        if self.leaves_torn and not self.dirty:
+            found = "is torn" if self.torn else "holds a group"
+            raise ValueError(f"found a layer that {found} and is not dirty, allowed: such layers that are dirty")
         return self
+
+    @property
+    def leaves_torn(self) -> bool:
+        """Whether a level may be torn without what the layer has dirty."""
+        return self.torn or self.holds_group
 
 
 class Manifest(_Record):

@@ -48,7 +48,7 @@ class FreeClaim(Claim):
         """See :class:`fusecache.api.Claim`."""
         return self._take_over
 
-    async def __call__(self, identity: Identity, client: str) -> Sequence[str]:
+    async def __call__(self, identity: Identity, client: str, patience: float = 0.0) -> Sequence[str]:
         self.asked.append((identity, client))
         await trio.lowlevel.checkpoint()
         if self._refusal is not None:

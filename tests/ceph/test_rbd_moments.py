@@ -1,7 +1,9 @@
 """Moments that two sides may hit at once: nothing is refused for it, none of it stays open, and no guard stays off."""
 
+import errno
 import os
 import signal
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,9 +11,10 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from fusecache.api import Backend, ImageRecord
-from fusecache.api.errors import FusecacheError, ImageBusy
+from fusecache.api.errors import FusecacheError
 from fusecache.testing.claims import FreeClaim
 from tests.support.ceph import PATIENCE, Cluster
 from tests.support.pools import new_namespace, pool_backend
@@ -20,7 +23,7 @@ pytest.importorskip("rbd")
 
 import rbd as binding
 
-from fusecache.backends.rbd import ownership, records
+from fusecache.backends.rbd import opening, ownership, records
 from fusecache.backends.rbd.client import Client
 from fusecache.backends.rbd.handle import OpenHandle
 from fusecache.backends.rbd.lookup import fetch_header
@@ -137,15 +140,40 @@ async def test_a_host_stays_the_owner_of_what_could_not_be_closed(private_cluste
         left = noted(tmp_path)
         os.kill(private_cluster.pid("osd.0"), signal.SIGCONT)
         assert left == [[client.address]]
+        async with owned_here(client, "disk", tmp_path):
+            pass
+    assert noted(tmp_path) == []
 
-        async def is_free() -> bool:
-            try:
-                async with owned_here(client, "disk", tmp_path):
-                    return True
-            except ImageBusy:
-                return False
 
-        await eventually(is_free)
+async def test_an_open_waits_for_an_image_that_this_process_is_still_closing(
+    ceph_cluster: Cluster, image_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever opened an image a moment after the cluster was back was told that it is open in this very mount."""
+    ceph_cluster.rbd("create", "--size", "8M", image_name)
+    monkeypatch.setattr(opening, "_PATIENCE", 0.01)
+    begun, answered = trio.Event(), threading.Event()
+    async with connected(ceph_cluster.conf) as client, trio.open_nursery() as nursery:
+        token = trio.lowlevel.current_trio_token()
+
+        def wait_for_the_cluster(image: Any) -> None:
+            token.run_sync_soon(begun.set)
+            answered.wait(PATIENCE)
+
+        async def open_again() -> None:
+            async with owned_here(client, image_name, tmp_path):
+                pass
+
+        async with owned_here(client, image_name, tmp_path) as own:
+            nursery.start_soon(trio.to_thread.run_sync, own.handle.use, wait_for_the_cluster)
+            await begun.wait()
+        monkeypatch.setattr(client, "timeout", 1.0)
+        with pytest.raises(FusecacheError, match="was open in this process before, and after 1 s") as refused:
+            await open_again()
+        assert refused.value.errno == errno.EIO
+        monkeypatch.setattr(client, "timeout", PATIENCE)
+        nursery.start_soon(open_again)
+        await wait_all_tasks_blocked(0.1)
+        answered.set()
     assert noted(tmp_path) == []
 
 

@@ -16,6 +16,7 @@ from fusecache.backends.files import ImageShrank
 from fusecache.backends.rbd.failures import LockLost
 from fusecache.backends.rbd.image import RbdImage
 from fusecache.backends.rbd.librados import QUICK
+from fusecache.backends.rbd.wakeups import gentle_threads
 from fusecache.testing.claims import FreeClaim
 from tests.support.ceph import Cluster
 from tests.support.pools import blocklist, pool_backend
@@ -190,6 +191,27 @@ async def test_a_client_for_reading_that_is_blocklisted_is_replaced_and_no_read_
         assert not image.read_only
         nursery.cancel_scope.cancel()
         del image._read_locked
+
+
+async def test_threads_that_read_interrupt_nobody_while_many_reads_are_under_way(backend: Backend) -> None:
+    before = gentle_threads()
+    async with opened(backend) as image:
+
+        async def gentle_after(reads: int, at_once: int) -> set[str]:
+            for _ in range(reads // at_once):
+                async with trio.open_nursery() as nursery:
+                    for _ in range(at_once):
+                        nursery.start_soon(image.read, 0, 4096)
+            return {name_of(thread) for thread in gentle_threads() - before}
+
+        for _ in range(2):
+            assert await gentle_after(600, at_once=600) >= {"msgr-worker-0", "io_context_pool"}
+            assert os.sched_getscheduler(0) == os.SCHED_OTHER
+            assert not await gentle_after(300, at_once=1)
+
+
+def name_of(thread: int) -> str:
+    return Path(f"/proc/self/task/{thread}/comm").read_text().strip()
 
 
 async def test_a_backend_leaves_no_pipe_behind(ceph_cluster: Cluster, namespace: str) -> None:

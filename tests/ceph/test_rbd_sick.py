@@ -218,7 +218,14 @@ def test_an_image_that_was_closed_while_the_cluster_was_away_is_opened_again_whe
     wait_until(lambda: not is_open(mount, "disk"), "the image is closed")
     private_cluster.start()
     # What was left behind keeps the lock until librbd has closed it, a moment after the cluster answers again.
-    wait_until(lambda: outcome(_opened_and_closed, mount.path / "disk") == 0, "the image can be opened")
+    outcomes: list[int] = []
+
+    def can_be_opened() -> bool:
+        outcomes.append(outcome(_opened_and_closed, mount.path / "disk"))
+        return outcomes[-1] == 0
+
+    wait_until(can_be_opened, "the image can be opened")
+    assert errno.EBUSY not in outcomes
     with (mount.path / "disk").open("r+b", buffering=0) as file:
         assert file.read(6) == b"before"
         assert os.pwrite(file.fileno(), b"after!", 0) == 6

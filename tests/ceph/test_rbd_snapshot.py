@@ -5,14 +5,17 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from fusecache.api import FusecacheError
+from fusecache.api.errors import ImageExists
 from tests.fuse.test_control_mounted import write
 from tests.fuse.test_lifecycle_ending import BLOCK, Writer
 from tests.support.callers import in_thread, outcome
@@ -25,6 +28,7 @@ pytest.importorskip("rbd")
 
 from fusecache.backends.rbd import blocking
 from fusecache.backends.rbd.client import Client
+from fusecache.backends.rbd.image import RbdImage
 from tests.support.places import running_completions
 from tests.support.rbd import Settings, open_image
 
@@ -149,40 +153,127 @@ def test_while_the_cluster_is_away_it_waits_and_holds_up_neither_writes_nor_open
     assert (mount.path / "disk@s").read_bytes()[: 2 * BLOCK] == b"a" * 2 * BLOCK
 
 
-async def test_one_that_comes_too_late_is_removed_again(
-    ceph_cluster: Cluster, image: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answered, removed = threading.Event(), trio.Event()
-    token = trio.lowlevel.current_trio_token()
-    make, remove = blocking.make_snapshot, blocking.remove_snapshot
+class Late:
+    """Has snapshots that the cluster has made stay unanswered for, as librbd's calls.
 
-    def make_late(image: object, name: str) -> str:
-        make(image, name)
-        answered.wait(PATIENCE)
+    Attributes:
+        made: the first one is there, and its answer is held back.
+        answer: have it come.
+        removed: it was removed again.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made, self.answer, self.removed = trio.Event(), threading.Event(), trio.Event()
+        self._token = trio.lowlevel.current_trio_token()
+        self._make, self._remove = blocking.make_snapshot, blocking.remove_snapshot
+        monkeypatch.setattr(blocking, "make_snapshot", self.make)
+        monkeypatch.setattr(blocking, "remove_snapshot", self.remove)
+
+    def make(self, image: Any, name: str) -> str:
+        self._make(image, name)
+        self._token.run_sync_soon(self.made.set)
+        self.answer.wait(PATIENCE)
         return name
 
-    def remove_and_tell(image: object, name: str) -> None:
-        remove(image, name)
-        token.run_sync_soon(removed.set)
+    def remove(self, image: Any, name: str) -> None:
+        self._remove(image, name)
+        self._token.run_sync_soon(self.removed.set)
 
+
+@pytest.fixture
+async def opened(ceph_cluster: Cluster, image: str) -> AsyncIterator[RbdImage]:
+    """The image, open as one that waits a second for the cluster."""
     async with running_completions() as completions:
         client = Client(Settings(ceph_cluster.conf, timeout=1.0), completions)
         await client.connect()
         opened = await open_image(client, image, lambda kind, text: None)
-        await opened.make_snapshot("first")
-        with monkeypatch.context() as patch:
-            patch.setattr(blocking, "make_snapshot", make_late)
-            patch.setattr(blocking, "remove_snapshot", remove_and_tell)
-            with pytest.raises(FusecacheError, match="did not answer within 1 s"):
-                await opened.make_snapshot("late")
-        answered.set()
-        with trio.fail_after(PATIENCE):
-            await removed.wait()
-        await opened.make_snapshot("last")
+        yield opened
         await opened.close()
         await client.close()
-    listed = await trio.to_thread.run_sync(lambda: ceph_cluster.rbd("snap", "ls", image))
-    assert [line.split()[1] for line in listed.splitlines()[1:]] == ["first", "last"]
+
+
+def listed(cluster: Cluster, image: str) -> list[str]:
+    """Return the names of an image's snapshots."""
+    return [line.split()[1] for line in cluster.rbd("snap", "ls", image).splitlines()[1:]]
+
+
+async def test_one_that_comes_too_late_is_removed_again(
+    ceph_cluster: Cluster, image: str, opened: RbdImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await opened.make_snapshot("first")
+    late = Late(monkeypatch)
+    with pytest.raises(FusecacheError, match="did not answer within 1 s"):
+        await opened.make_snapshot("late")
+    late.answer.set()
+    with trio.fail_after(PATIENCE):
+        await late.removed.wait()
+    await opened.make_snapshot("last")
+    assert await trio.to_thread.run_sync(listed, ceph_cluster, image) == ["first", "last"]
+
+
+@pytest.mark.parametrize("given_up", ["in time", "cancelled"])
+async def test_whoever_asks_for_the_name_of_a_late_one_again_is_told_what_stays_true(
+    ceph_cluster: Cluster, image: str, opened: RbdImage, monkeypatch: pytest.MonkeyPatch, given_up: str
+) -> None:
+    """The name was called taken, and a moment later the snapshot was gone."""
+    late = Late(monkeypatch)
+    if given_up == "in time":
+        with pytest.raises(FusecacheError, match="did not answer within 1 s"):
+            await opened.make_snapshot("s")
+    else:
+        async with trio.open_nursery() as first:
+            first.start_soon(opened.make_snapshot, "s")
+            await late.made.wait()
+            first.cancel_scope.cancel()
+    monkeypatch.setattr(opened._client, "timeout", 0.1)
+    for call in (opened.check_snapshot, opened.make_snapshot):
+        with pytest.raises(FusecacheError, match="'s' that was asked for before is still being made, or") as refused:
+            await call("s")
+        assert refused.value.errno == errno.EIO
+    monkeypatch.setattr(opened._client, "timeout", PATIENCE)
+    async with trio.open_nursery() as again:
+        again.start_soon(opened.make_snapshot, "s")
+        await wait_all_tasks_blocked(0.01)
+        late.answer.set()
+    assert late.removed.is_set()
+    assert await trio.to_thread.run_sync(listed, ceph_cluster, image) == ["s"]
+
+
+async def test_of_two_who_ask_for_one_name_at_once_the_second_is_refused_for_what_stays(
+    ceph_cluster: Cluster, image: str, opened: RbdImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = Late(monkeypatch)
+    monkeypatch.setattr(opened._client, "timeout", PATIENCE)
+    refused: list[str] = []
+
+    async def ask() -> None:
+        try:
+            await opened.make_snapshot("s")
+        except ImageExists as error:
+            refused.append(str(error))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(ask)
+        await late.made.wait()
+        await wait_all_tasks_blocked(0.01)
+        assert not refused
+        late.answer.set()
+    assert len(refused) == 1
+    assert not late.removed.is_set()
+
+
+async def test_an_image_is_not_closed_before_a_late_one_is_removed(
+    ceph_cluster: Cluster, image: str, opened: RbdImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = Late(monkeypatch)
+    with pytest.raises(FusecacheError, match="did not answer"):
+        await opened.make_snapshot("late")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(opened.close)
+        await wait_all_tasks_blocked(0.01)
+        late.answer.set()
+    assert await trio.to_thread.run_sync(listed, ceph_cluster, image) == []
 
 
 def test_killed_at_any_moment_it_leaves_a_whole_one_or_none(

@@ -55,6 +55,7 @@ def test_a_user_of_the_profile_for_one_pool_can_do_all_that_a_mount_does(
     second.unmount()
     place.layers = []
     third = mounted(place, verbose=True)
+    assert "rights-missing" not in third.events()
     writer.check(third.path / "disk")
     assert outcome((third.path / "disk").read_bytes) == 0
     assert "read through librbd only" not in third.log.read_text()
@@ -73,12 +74,46 @@ def test_a_wrong_key_or_none_is_not_mounted_and_it_is_said_what_is_wrong(
     keyring.unlink()
     told = fusecache("mount", place.config, place.mountpoint)
     assert (told.returncode, "no keyring" in told.stderr) == (1, True), told.stderr
+    place = place_of(tmp_path, cephx_cluster, "unknown-to-monitors", *PROFILE[2:])
+    told = fusecache("mount", place.write_config(), place.mountpoint)
+    assert (told.returncode, "lacks the capability `mon 'profile rbd'`" in told.stderr) == (1, True), told.stderr
     assert not place.mountpoint.is_mount()
 
 
-def test_a_user_without_the_profile_is_told_what_it_needs(
+@pytest.mark.parametrize(
+    ("user", "osd", "namespace"),
+    [
+        ("reader", "allow r", ""),
+        ("stranger", "profile rbd pool=other", ""),
+        ("neighbour", "profile rbd pool=rbd namespace=other", "mine"),
+    ],
+)
+def test_a_user_who_may_not_list_images_is_not_mounted_and_is_told_what_it_needs(
+    cephx_cluster: Cluster, tmp_path: Path, user: str, osd: str, namespace: str
+) -> None:
+    place = place_of(tmp_path, cephx_cluster, user, "mon", "profile rbd", "osd", osd)
+    if namespace:
+        cephx_cluster.rbd("namespace", "create", f"rbd/{namespace}")
+        place.backend_options["namespace"] = namespace
+    told = fusecache("mount", place.write_config(), place.mountpoint)
+    assert told.returncode == 1
+    assert (
+        f"the Ceph user client.{user} may not list the images of the pool rbd{namespace and '/' + namespace}: it needs "
+        f"the capabilities `mon 'profile rbd' osd 'profile rbd pool=rbd{namespace and ' namespace=' + namespace}'`"
+    ) in told.stderr
+    assert not place.mountpoint.is_mount()
+
+
+def test_a_user_who_may_only_read_is_told_at_the_start_and_has_the_snapshots(
     cephx_cluster: Cluster, mounted: Callable[..., Mount], tmp_path: Path
 ) -> None:
-    mount = mounted(place_of(tmp_path, cephx_cluster, "reader", "mon", "allow r", "osd", "allow r"))
+    cephx_cluster.rbd("snap", "create", "disk@one")
+    place = place_of(tmp_path, cephx_cluster, "looker", "mon", "allow r", "osd", "profile rbd-read-only pool=rbd")
+    mount = mounted(place)
+    first, second, third, *_ = mount.events().splitlines()
+    assert "rights-missing the Ceph user client.looker may not write to the pool rbd: only snapshots" in first
+    assert "rights-missing the Ceph user client.looker may not blocklist clients" in second
+    assert " mounted " in third
     assert outcome(os.open, mount.path / "disk", os.O_RDONLY) == errno.EPERM
     assert "the Ceph user needs the capabilities `profile rbd`" in mount.events()
+    assert outcome((mount.path / "disk@one").read_bytes) == 0

@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from fusecache.api import joined
-from fusecache.api.errors import CorruptState, ImageBusy, PoolMissing
+from fusecache.api.errors import CorruptState, ImageBusy, PoolMissing, unwrapped
 from fusecache.config.schema import LayerConfig, StackConfig
 from fusecache.stack.assemble import Stack, open_stack
 from fusecache.stack.drop import drop_layer
@@ -55,7 +55,6 @@ class Host:
     @asynccontextmanager
     async def open(self, **options: Any) -> AsyncIterator[Stack]:
         """Open the image as this host is configured."""
-        failure: BaseException
         try:
             async with (
                 running_completions() as completions,
@@ -74,9 +73,7 @@ class Host:
                 yield stack
                 return
         except BaseExceptionGroup as group:
-            failure = group
-            while isinstance(failure, BaseExceptionGroup) and len(failure.exceptions) == 1:
-                failure = failure.exceptions[0]
+            failure = unwrapped(group)
         raise failure
 
     async def refused(self, error: type[Exception], match: str) -> None:

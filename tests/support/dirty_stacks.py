@@ -16,6 +16,7 @@ import pytest
 import trio
 
 from fusecache.api import LayerPlugin
+from fusecache.api.errors import unwrapped
 from fusecache.backends.directory_image import DirectoryImage
 from fusecache.config.schema import LayerConfig, StackConfig
 from fusecache.stack import assemble, drop
@@ -65,9 +66,7 @@ async def _unwrapped() -> AsyncIterator[None]:
     try:
         yield
     except BaseExceptionGroup as group:
-        failure: BaseException = group
-        while isinstance(failure, BaseExceptionGroup) and len(failure.exceptions) == 1:
-            failure = failure.exceptions[0]
+        failure = unwrapped(group)
     else:
         return
     raise failure

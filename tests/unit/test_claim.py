@@ -1,5 +1,6 @@
 """The claim on an image: the state directory's lock when the backend asks, and never the loop's time."""
 
+import errno
 import os
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -10,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from fusecache.api.errors import ContractViolation, ImageBusy, VolumeClosed
+from fusecache.api.errors import ContractViolation, FusecacheError, ImageBusy, VolumeClosed
 from fusecache.api.identity import Identity
 from fusecache.stack import claim as claim_module
 from fusecache.stack.claim import HostClaim, claiming
@@ -135,6 +136,49 @@ async def test_a_claim_that_is_kept_stays_on_record_until_it_is_let_go(store: St
     with trio.fail_after(5):
         await until_free(store)
     assert not clients.exists()
+
+
+async def test_the_next_claim_of_this_process_waits_for_one_that_is_kept(store: StateStore) -> None:
+    async with claimed(store) as claim:
+        let_go = claim.keep()
+    async with trio.open_nursery() as nursery:
+
+        async def claim_again() -> None:
+            async with claiming(store, name="disk", mountpoint=None, take_over=False) as again:
+                assert await again(IDENTITY, "D", 5.0) == ()
+
+        nursery.start_soon(claim_again)
+        await until_waited_for()
+        let_go()
+    assert not list(store.directory.glob("images/*/clients"))
+
+
+async def until_waited_for() -> None:
+    """Wait until somebody waits for a claim that is kept."""
+    with trio.fail_after(5):
+        while not any(claim_module._leaving._waiting.values()):  # noqa: ASYNC110 - who waits tells nobody
+            await trio.sleep(0.001)
+
+
+async def test_what_is_kept_for_too_long_is_said_and_changes_nothing(store: StateStore) -> None:
+    async with claimed(store) as claim:
+        let_go = claim.keep()
+    async with claiming(store, name="disk", mountpoint=None, take_over=False) as again:
+        for patience in (0.0, 0.01):
+            with pytest.raises(FusecacheError, match="still being closed: the backend") as caught:
+                await again(IDENTITY, "D", patience)
+            assert (caught.value.errno, again.state) == (errno.EIO, None)
+    (clients,) = store.directory.glob("images/*/clients")
+    assert clients.read_text() == "C\n"
+    let_go()
+    async with claiming(store, name="disk", mountpoint=None, take_over=False) as last:
+        await last(IDENTITY, "E", 5.0)
+
+
+async def test_an_image_that_is_open_in_this_process_is_not_waited_for(store: StateStore) -> None:
+    async with claimed(store), claiming(store, name="disk", mountpoint=None, take_over=False) as other:
+        with trio.fail_after(5), pytest.raises(ImageBusy):
+            await other(IDENTITY, "D", 60.0)
 
 
 async def until_free(store: StateStore) -> None:

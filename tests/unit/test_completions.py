@@ -140,13 +140,11 @@ async def test_results_after_a_collection_without_acknowledgement_still_arrive(c
 
 
 @pytest.mark.parametrize("moment", ["wake-up cleared", "queue emptied"])
-async def test_a_result_that_comes_in_the_middle_of_an_acknowledgement_arrives(
-    monkeypatch: pytest.MonkeyPatch, moment: str
-) -> None:
+async def test_a_result_that_comes_in_the_middle_of_an_acknowledgement_arrives(moment: str) -> None:
     arrived = trio.Event()
     late = [arrived.set]
 
-    def post_late() -> None:
+    def post_late(completions: Completions) -> None:
         if late:
             completions.expect()
             completions.post(late.pop())
@@ -155,17 +153,15 @@ async def test_a_result_that_comes_in_the_middle_of_an_acknowledgement_arrives(
         def drain(self) -> int:
             count = super().drain()
             if moment == "queue emptied":
-                post_late()
+                post_late(self)
             return count
 
-    def read_and_post(fd: int) -> int:
-        value = clear(fd)
-        post_late()
-        return value
+        def _clear(self) -> None:
+            super()._clear()
+            if moment == "wake-up cleared":
+                post_late(self)
 
-    completions, clear = Interrupted(), os.eventfd_read
-    if moment == "wake-up cleared":
-        monkeypatch.setattr(os, "eventfd_read", read_and_post)
+    completions = Interrupted()
     completions.expect()
     completions.post(trio.Event().set)
     async with trio.open_nursery() as nursery:
@@ -234,20 +230,19 @@ def test_threads_send_no_wake_up_to_a_polling_loop(completions: Completions) -> 
 def test_a_result_that_comes_just_after_the_wake_up_is_cleared_is_not_lost(
     completions: Completions, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    source, clear = Memory(completions), os.eventfd_read
+    source, clear = Memory(completions), completions._clear
 
-    def clear_and_put(fd: int) -> int:
-        value = clear(fd)
+    def clear_and_put() -> None:
+        clear()
         if kind == "source":
             source.put()
         else:
             completions.expect()
             completions.post(lambda: None)
-        return value
 
     completions.start_polling()
     source.put()
-    monkeypatch.setattr(os, "eventfd_read", clear_and_put)
+    monkeypatch.setattr(completions, "_clear", clear_and_put)
     assert completions.stop_polling() == 2
 
 

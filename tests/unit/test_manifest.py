@@ -24,14 +24,16 @@ SAMPLE = Manifest(
             artifacts=("/mnt/rwl.2.pool",),
             dirty=True,
             torn=True,
+            holds_group=True,
         ),
     ),
 )
 SAMPLE_BYTES = (
-    b"fusecache-manifest 2 crc32c 84ced3a6\n"
+    b"fusecache-manifest 3 crc32c c3c2b1e1\n"
     b'{"epoch":3,"host":"0123456789abcdef0123456789abcdef","identity":"directory:6f1c:12","layers":['
-    b'{"artifacts":[],"dirty":false,"index":0,"options":{},"plugin":"passthrough","torn":false},'
-    b'{"artifacts":["/mnt/rwl.2.pool"],"dirty":true,"index":2,'
+    b'{"artifacts":[],"dirty":false,"holds_group":false,"index":0,"options":{},"plugin":"passthrough",'
+    b'"torn":false},'
+    b'{"artifacts":["/mnt/rwl.2.pool"],"dirty":true,"holds_group":true,"index":2,'
     b'"options":{"keep_clean":true,"path":"/mnt/Gr\xc3\xb6\xc3\x9fe","size":"20GiB"},"plugin":"rwl","torn":true}]}\n'
 )
 
@@ -58,6 +60,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
             artifacts=tuple(draw(st.lists(texts, max_size=3))),
             dirty=(dirty := draw(st.booleans())),
             torn=dirty and draw(st.booleans()),
+            holds_group=dirty and draw(st.booleans()),
         )
         for index in indexes
     ]
@@ -65,7 +68,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
     return Manifest(identity=draw(texts), epoch=epoch, host=draw(texts), layers=tuple(layers))
 
 
-def with_body(body: bytes, version: int = 2) -> bytes:
+def with_body(body: bytes, version: int = 3) -> bytes:
     """Return *body* under a header that fits it."""
     return b"fusecache-manifest %d crc32c %08x\n%b" % (version, crc32c(body), body)
 
@@ -106,21 +109,21 @@ def test_no_cut_or_longer_file_is_a_manifest() -> None:
 
 @given(st.binary(max_size=100))
 def test_junk_is_refused(junk: bytes) -> None:
-    for data in (junk, b"fusecache-manifest 2 " + junk, with_body(junk)):
+    for data in (junk, b"fusecache-manifest 3 " + junk, with_body(junk)):
         with pytest.raises(CorruptState):
             decode(data)
 
 
 def test_another_version_is_refused_with_both_named() -> None:
-    with pytest.raises(CorruptState, match="has format version 1, this fusecache reads version 2"):
+    with pytest.raises(CorruptState, match="has format version 1, this fusecache reads version 3"):
         decode(with_body(b"whatever comes then", version=1))
     with pytest.raises(CorruptState, match="has format version 7"):
         decode(b"fusecache-manifest 7 another checksum\n")
 
 
 def test_a_wrong_checksum_is_refused_with_both_named() -> None:
-    with pytest.raises(CorruptState, match="found 'crc32c 00000000', computed crc32c 84ced3a6"):
-        decode(SAMPLE_BYTES.replace(b"84ced3a6", b"00000000"))
+    with pytest.raises(CorruptState, match="found 'crc32c 00000000', computed crc32c c3c2b1e1"):
+        decode(SAMPLE_BYTES.replace(b"c3c2b1e1", b"00000000"))
 
 
 @pytest.mark.parametrize(
@@ -136,7 +139,8 @@ def test_a_wrong_checksum_is_refused_with_both_named() -> None:
         ({"layers": [{"index": -1, "plugin": "rwl"}]}, "layers.0.index"),
         ({"layers": [{"index": i, "plugin": "rwl"} for i in (1, 0)]}, r"\[1, 0\]"),
         ({"layers": [{"index": i, "plugin": "rwl"} for i in (1, 1)]}, r"\[1, 1\]"),
-        ({"layers": [{"index": 0, "plugin": "rwl", "torn": True}]}, "torn and not dirty"),
+        ({"layers": [{"index": 0, "plugin": "rwl", "torn": True}]}, "is torn and is not dirty"),
+        ({"layers": [{"index": 0, "plugin": "rwl", "holds_group": True}]}, "holds a group and is not dirty"),
         ({"layers": [{"index": 0, "plugin": "rwl"}]}, "canonical"),
     ],
 )

@@ -12,12 +12,14 @@ import pytest
 from fusecache.api import (
     BackendImage,
     Claim,
+    Identity,
     ImageRecord,
     joined,
 )
 from fusecache.api.errors import (
     Fenced,
     ImageBusy,
+    LayerDirty,
     NotSupported,
     VolumeClosed,
 )
@@ -77,11 +79,18 @@ async def test_the_image_s_record_has_the_epoch(
             raise AssertionError("the stack is not open")
 
 
+def held_elsewhere(identity: Identity, **layer: bool) -> ImageRecord:
+    """Return the record of an image of which another host has dirty data."""
+    dirty = ManifestLayer.model_validate({"index": 0, "plugin": "telling", "dirty": True, **layer})
+    theirs = Manifest(identity=identity.text, epoch=2, host="f" * 32, layers=(dirty,))
+    return ImageRecord(2, theirs.host, "elsewhere", encode(theirs).decode())
+
+
 async def test_dirty_data_of_another_host_is_taken_over_on_demand_only(
     opener: Open, plugin: TellingPlugin, store: StateStore, backend: MemoryBackend, events: list[tuple[str, str]]
 ) -> None:
     image = backend.images[IMAGE]
-    image.record = ImageRecord(epoch=2, holder="f" * 32, holder_name="elsewhere")
+    image.record = held_elsewhere(image.identity)
     with pytest.raises(ImageBusy, match="elsewhere"):
         async with opener():
             raise AssertionError("the stack is not open")
@@ -96,11 +105,35 @@ async def test_dirty_data_of_another_host_is_taken_over_on_demand_only(
         assert stack.epoch == 3
 
 
+@pytest.mark.parametrize("word", ["torn", "holds_group"])
+@pytest.mark.parametrize("when", ["before", "while the backend opens it"])
+async def test_what_leaves_a_level_torn_is_not_taken_over(
+    opener: Open, backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch, word: str, when: str
+) -> None:
+    """Its host may be alive, so that its lock is not broken, if that can be known before."""
+    image = backend.images[IMAGE]
+    torn = held_elsewhere(image.identity, **{word: True})
+    image.record = torn if when == "before" else held_elsewhere(image.identity)
+    open_image, opened = backend.open, []
+
+    def opening(name: str, claim: Claim, **options: Any) -> AbstractAsyncContextManager[BackendImage]:
+        image.record = torn
+        opened.append(name)
+        return open_image(name, claim, **options)
+
+    monkeypatch.setattr(backend, "open", opening)
+    with pytest.raises(LayerDirty, match="`fusecache discard --layer 0 --dirty --torn`"):
+        async with opener(take_over=True):
+            raise AssertionError("the stack is not open")
+    assert image.record == torn
+    assert bool(opened) == (when != "before")
+
+
 async def test_a_fenced_image_is_not_taken_over_before_its_own_dirty_layers_are_dropped(
     opener: Open, store: StateStore, backend: MemoryBackend
 ) -> None:
     image = backend.images[IMAGE]
-    theirs = image.record = ImageRecord(epoch=2, holder="f" * 32, holder_name="elsewhere")
+    theirs = image.record = held_elsewhere(image.identity)
     write_manifest(store, image.identity, layers=(ManifestLayer(index=0, plugin="telling", dirty=True),))
     with pytest.raises(Fenced):
         async with opener(take_over=True):

@@ -1,6 +1,7 @@
 """Write-back goes top down; discards go top first."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 import trio
@@ -136,6 +137,18 @@ async def test_dirty_data_over_a_torn_level_goes_only_if_torn_will_do(stack: Sta
     await stack.invalidate(2, dirty=True, torn=True)
     await stack.invalidate(5, dirty=True, torn=True)
     assert told == ["drop 2 dirty", "drop 5", "drop 5 dirty"]
+
+
+async def test_dirty_data_that_may_be_of_a_group_goes_only_if_torn_will_do(stack: Stack, told: list[str]) -> None:
+    stack = replace(stack, holds_group=lambda index: index == 2)
+    await stack.invalidate(2, dirty=True)
+    soil(stack, 0, 2)
+    with pytest.raises(LayerDirty, match=r"layer 2 holds writes .* as one group.* --layer 2 --dirty --torn"):
+        await stack.invalidate(2, dirty=True)
+    assert told == ["drop 2 dirty"]
+    await stack.invalidate(2, dirty=True, torn=True)
+    await stack.invalidate(0, dirty=True)
+    assert told[1:] == ["drop 2 dirty", "drop 5", "drop 0 dirty", "drop 2", "drop 5"]
 
 
 async def test_after_dirty_data_the_clean_copies_above_are_dropped(stack: Stack, told: list[str]) -> None:

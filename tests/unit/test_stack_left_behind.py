@@ -1,15 +1,16 @@
 """What is left of a stack that is closed, or of layers that the config has no more: figures, and no files."""
 
+import itertools
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fusecache.state.dirty import dirty_images
-from fusecache.state.files import remove_files
-from fusecache.state.image_state import ImageState
-from fusecache.state.manifest import Manifest, decode
+from fusecache.state.manifest import decode
 from tests.support.dirty_stacks import NAME, dropped, pool_of, stack_open
 
 pytestmark = pytest.mark.usefixtures("installed")
@@ -69,36 +70,72 @@ async def test_files_that_are_gone_or_cannot_be_removed_keep_no_image_from_openi
     assert f"{pool_of(here, 2)} belongs to no layer any more, and cannot be removed" in caplog.text
 
 
-class Killed(BaseException):
-    """The process ends here."""
-
-
-@pytest.mark.parametrize("step", ["first file", "second file", "manifest"])
-async def test_a_crash_in_between_leaves_nothing_unnamed(images: Path, here: Path, step: str) -> None:
+async def test_what_a_crash_left_of_making_a_file_is_removed_with_it(images: Path, here: Path) -> None:
     await use(images, here, 0, 1, 2)
-    write = ImageState.write_manifest
-    removed: list[str] = []
+    unfinished = [pool_of(here, index).with_name(f"writeback.{index}.pool.new") for index in range(3)]
+    for path in unfinished:
+        path.touch()
+    pool_of(here, 1).unlink()
+    await use(images, here, 0, 2)
+    assert [path.exists() for path in unfinished] == [True, False, True]
+    await dropped(images, here, 2)
+    assert [path.exists() for path in unfinished] == [True, False, False]
 
-    def removing(files: list[str]) -> None:
-        if len(removed) == ["first file", "second file", "manifest"].index(step):
-            raise Killed
-        removed.extend(files)
-        remove_files(files)
 
-    def writing(state: ImageState, manifest: Manifest) -> None:
-        if step == "manifest" and manifest.layers != () and len(manifest.layers) == 1:
-            raise Killed
-        write(state, manifest)
+def seen_at_each_step(patch: pytest.MonkeyPatch, state: Path, seen: Path) -> None:
+    """Copy the state directory before each system call that changes it: what a process that dies there leaves.
 
+    Copies are numbered; what is the same as before is not copied again.
+    """
+    numbers = itertools.count()
+    last: list[dict[Path, bytes]] = [{}]
+
+    def before(owner: Any, name: str) -> None:
+        call = getattr(owner, name)
+
+        def copying(*args: Any, **options: Any) -> Any:
+            found = {path: path.read_bytes() for path in state.rglob("*") if path.is_file()}
+            if found != last[-1]:
+                last.append(found)
+                shutil.copytree(state, seen / str(next(numbers)))
+            return call(*args, **options)
+
+        patch.setattr(owner, name, copying)
+
+    for name in ("unlink", "rename", "touch"):
+        before(Path, name)
+    for name in ("fsync", "write", "link"):
+        before(os, name)
+
+
+async def test_a_crash_at_any_step_leaves_no_file_unnamed_and_every_config_opens(
+    images: Path, here: Path, tmp_path: Path
+) -> None:
+    async with stack_open(images, here, 0, 1, 2) as stack:
+        await stack.top.write(0, memoryview(b"data"))
+        await stack.writeback()
+    seen = tmp_path / "seen"
+    seen.mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fusecache.stack.prepare.remove_files", removing)
-        patch.setattr(ImageState, "write_manifest", writing)
-        with pytest.raises(Killed):
-            await use(images, here, 0)
-    assert named(here) == [0, 1, 2]
-    await use(images, here, 0)
-    assert there(here, 0, 1, 2) == [True, False, False]
-    assert named(here) == [0]
+        seen_at_each_step(patch, here, seen)
+        await use(images, here, 0)
+    steps = [named_and_there(step) for step in sorted(seen.iterdir(), key=lambda step: int(step.name))]
+    assert all(files <= layers for layers, files in steps)
+    everything = {0, 1, 2}
+    found = [step for step, _ in itertools.groupby(steps)]
+    assert found == [(everything, everything), (everything, {0, 2}), (everything, {0}), ({0}, {0})]
+    for step in seen.iterdir():
+        for indexes in ((0,), (2, 1, 0), ()):
+            shutil.rmtree(here)
+            shutil.copytree(step, here)
+            await use(images, here, *indexes)
+            assert named_and_there(here) == (set(indexes), set(indexes))
+    assert (images / NAME).read_bytes()[:4] == b"data"
+
+
+def named_and_there(state: Path) -> tuple[set[int], set[int]]:
+    """Return the layers that the manifest names, and those that have a file."""
+    return set(named(state)), {index for index in range(3) if pool_of(state, index).exists()}
 
 
 # ---- how much is dirty ----

@@ -31,6 +31,7 @@ from fusecache.backends.rbd.opening import open_handle
 from fusecache.backends.rbd.ownership import open_owned, open_past_guard
 from fusecache.backends.rbd.reads import ObjectReader
 from fusecache.backends.rbd.records import RbdRecords, decoded_record
+from fusecache.backends.rbd.rights import check_rights
 from fusecache.backends.records import check_holder
 
 T = TypeVar("T")
@@ -43,12 +44,14 @@ async def open_backend(config: Settings, completions: Completions, emit: Emit) -
     All images must be closed by then. *completions* must be delivered (:meth:`Completions.run`) all the while.
 
     Raises:
-        FusecacheError: EIO, there is no such pool, or the cluster cannot be reached; the message says what was found.
+        FusecacheError: EIO, there is no such pool, the cluster cannot be reached, or it does not let the user list
+            images; the message says what was found.
     """
     clients = Clients(config, completions)
     try:
         async with clients.lent() as client:
             describer = names.Describer(client.fsid, client.pool_id, config.namespace)
+            await check_rights(client, config, emit)
         reads = ObjectReader(config, completions)
         try:
             yield RbdBackend(config, clients, reads, describer, emit)

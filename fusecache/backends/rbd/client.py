@@ -26,7 +26,7 @@ import trio
 
 from fusecache.api import Completions, FusecacheError
 from fusecache.api.errors import VolumeClosed
-from fusecache.backends.rbd.calls import PATIENCE, Undo, on_thread
+from fusecache.backends.rbd.calls import PATIENCE, Keep, Undo, on_thread
 from fusecache.backends.rbd.errors import BLOCKLISTED, CEPH_ERRORS, translated
 from fusecache.backends.workers import Lane, WorkerPool
 
@@ -159,14 +159,20 @@ class Client:
         """
         return await self._on_thread(self._looks, look, *args, within=self.timeout)
 
-    async def acquire(self, make: Callable[..., Any], *args: Any, undo: Undo) -> Any:
+    async def acquire(self, make: Callable[..., Any], *args: Any, undo: Undo, keep: Keep | None = None) -> Any:
         """As :meth:`ask`, for what leaves something open: where it comes too late, ``undo(result)`` is called on the
-        thread. So it has returned, or it is undone as soon as the cluster answers."""
-        return await self._on_thread(self._calls, make, *args, within=self.timeout, undo=undo)
+        thread. So it has returned, or it is undone as soon as the cluster answers.
 
-    async def _on_thread(self, lane: Lane, work: Callable[..., Any], *args: Any, **bounds: Any) -> Any:
+        Args:
+            keep: keeps what the call needs, and with it this connection; None is no more than the connection.
+        """
+        return await self._on_thread(self._calls, make, *args, within=self.timeout, undo=undo, keep=keep)
+
+    async def _on_thread(
+        self, lane: Lane, work: Callable[..., Any], *args: Any, keep: Keep | None = None, **bounds: Any
+    ) -> Any:
         try:
-            return await on_thread(lane, work, *args, keep=self.keep, **bounds)
+            return await on_thread(lane, work, *args, keep=keep or self.keep, **bounds)
         except CEPH_ERRORS as error:
             if error.errno == BLOCKLISTED:
                 self.check()
@@ -372,7 +378,8 @@ def _reach(cluster: "rados.Rados", settings: Settings) -> None:
         reasons = {
             errno.ETIMEDOUT: f"the monitors ({monitors}) did not answer within {settings.timeout:g} s",
             errno.ENOENT: f"found no monitors or no keyring (monitors in the config: {monitors})",
-            errno.EACCES: f"the cluster refuses the user client.{settings.user}; its keyring has another key or none",
+            errno.EACCES: f"the cluster refuses the user client.{settings.user}; its keyring has another key or none, "
+            "or it lacks the capability `mon 'profile rbd'`",
         }
         reason = reasons.get(error.errno, f"monitors in the config: {monitors}")
         raise FusecacheError(f"cannot connect to the cluster as client.{settings.user}: {reason}: {error}") from error

@@ -65,18 +65,35 @@ class OpenHandle:
         Raises:
             VolumeClosed: the image is closed or about to be.
         """
+        let_go = self.keep()
+        try:
+            return work(self.image, *args)
+        finally:
+            let_go()
+
+    def keep(self) -> Callable[[], None]:
+        """Put closing off until the returned function is called, which may happen twice; any thread.
+
+        Raises:
+            VolumeClosed: the image is closed or about to be.
+        """
         with self._lock:
             if self._ended is not None:
                 raise VolumeClosed(f"{self.name} has been closed")
             self._users += 1
-        try:
-            return work(self.image, *args)
-        finally:
+        pending = [True]
+
+        def let_go() -> None:
             with self._lock:
+                if not pending:
+                    return
+                pending.clear()
                 self._users -= 1
                 last = self._ended is not None and not self._users
             if last:
                 self._close()
+
+        return let_go
 
     def close(self, ended: Callable[[], None]) -> None:
         """Close the image as soon as nobody uses it, then call *ended* on a thread of librbd's. Never blocks.

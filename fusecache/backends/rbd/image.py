@@ -47,6 +47,7 @@ from fusecache.backends.rbd.failures import Failures
 from fusecache.backends.rbd.handle import OpenHandle
 from fusecache.backends.rbd.reads import Reads
 from fusecache.backends.rbd.records import RbdRecords
+from fusecache.backends.rbd.snapshots import Snapshots
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +100,7 @@ class RbdImage(BackendImage):
         self._completions = client.completions
         self._describe = describe
         self._records = records
+        self._snapshots = Snapshots(client, handle)
         self._under_way = 0
         self._idle: trio.Event | None = None
         self._lost = trio.Event()
@@ -166,13 +168,12 @@ class RbdImage(BackendImage):
         await self._changing(self._records.write(record, guard=guard))
 
     async def check_snapshot(self, name: str) -> None:
-        await self._client.ask(self._changeable(), blocking.check_snapshot, name)
+        self._changeable()
+        await self._snapshots.check(name)
 
     async def make_snapshot(self, name: str) -> None:
-        """See :meth:`BackendImage.make_snapshot`. Bounded by :attr:`Client.timeout`."""
-        use = self._changeable()
-        undo = partial(use, blocking.remove_snapshot)
-        await self._changing(self._client.acquire(use, blocking.make_snapshot, name, undo=undo))
+        self._changeable()
+        await self._changing(self._snapshots.make(name))
 
     def _changeable(self) -> Callable[..., Any]:
         if self.read_only:
@@ -223,7 +224,6 @@ class RbdImage(BackendImage):
         return self.try_write_zeroes(offset, length, done)
 
     def try_flush(self, done: Done) -> Attempt:
-        """Attempt :meth:`flush`."""
         if self.read_only and not self._closed:
             return DONE
         return self._start(self._aio_flush, _reporting(self._post, self._flush_ended, done, 0))

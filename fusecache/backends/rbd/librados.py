@@ -15,7 +15,7 @@ was given a Python function to call.
 import ctypes
 import errno
 import os
-from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint64, c_void_p
+from ctypes import POINTER, c_char_p, c_int, c_size_t, c_ssize_t, c_uint64, c_void_p
 from typing import Any, Final, TypeAlias
 
 from fusecache.api import FusecacheError
@@ -43,6 +43,7 @@ _LIBC: Final[_Signatures] = {
     "fclose": (c_int, [c_void_p]),
     "setvbuf": (c_int, [c_void_p, c_char_p, c_int, c_size_t]),
 }
+_AT_ONCE: Final[_Signatures] = {"read": (c_ssize_t, [c_int, c_void_p, c_size_t])}
 _UNBUFFERED: Final = 2
 """``_IONBF`` of glibc."""
 
@@ -67,6 +68,7 @@ class Functions:
 
 WAITING: Final = Functions(ctypes.CDLL("librados.so.2"), _LIBRADOS)
 QUICK: Final = Functions(ctypes.PyDLL("librados.so.2"), _LIBRADOS)
+QUICK_LIBC: Final = Functions(ctypes.PyDLL(None), _AT_ONCE)
 _libc: Final = Functions(ctypes.CDLL(None), _LIBC)
 
 TELL: Final = ctypes.cast(ctypes.CDLL(None).putw, c_void_p).value

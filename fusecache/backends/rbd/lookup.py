@@ -53,6 +53,16 @@ async def fetch_directory(client: Client) -> dict[str, str]:
         after = entries[-1][0]
 
 
+async def check_listing(client: Client) -> None:
+    """Ask for one image's name, in one round trip: raises where names cannot be listed.
+
+    Raises:
+        PermissionError: the Ceph user may not.
+        FusecacheError, OSError: the cluster does not answer in time, or with an error.
+    """
+    await _execute(client, "dir_list", encode_listing("", 1), _LONGEST_ENTRY)
+
+
 async def fetch_id(client: Client, name: str) -> str:
     """Return the id of the image *name*, in one round trip.
 

@@ -29,7 +29,8 @@ again as long as we have it.
 
 An open that was given up may still take the lock when the cluster answers, and then gives it up at once. Until then
 the claim is kept: our client stays on record, so if the process dies in between, the next one of this host need not
-wait. The same holds where closing the image takes longer than anybody waits.
+wait. The same holds where closing the image takes longer than anybody waits. The next open of this very process waits
+for what is kept, in step 1 and for :attr:`Client.timeout` at the most: nobody is refused for a lock of our own.
 
 Between finding no owner and taking the lock, a program may take it that hands it over on demand, and it is then asked
 to. That is a matter of a millisecond, and librbd offers no lock without it.
@@ -98,11 +99,12 @@ async def open_owned(client: Client, header: Header, identity: Identity, claim: 
         CorruptState: its record or guard cannot be.
         Fenced: it is a copy that lacks data.
         NotSupported: an option of librbd is set that may lose data.
-        FusecacheError: EIO, the cluster did not answer in time, or does not let us blocklist a dead owner.
+        FusecacheError: EIO, the cluster did not answer in time, has not closed the image since this process last had
+            it open, or does not let us blocklist a dead owner.
     """
     # What is refused anyway leaves no trace.
     check_holder(decoded_record(header, identity), claim, header.name)
-    gone = await claim(identity, client.address)
+    gone = await claim(identity, client.address, client.timeout)
 
     async def checked() -> Header:
         found = await fetch_header_of(client, header.id, header.name)

@@ -35,14 +35,24 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from ctypes import c_void_p
+from ctypes import c_uint32, c_void_p
 from dataclasses import dataclass
 from typing import Any, Final
 
 from fusecache.api import Completions
 from fusecache.backends.rbd.client import OVERRIDES, Settings
 from fusecache.backends.rbd.errors import BLOCKLISTED
-from fusecache.backends.rbd.librados import QUICK, TELL, WAITING, address_of, checked, close_stream, stream_to
+from fusecache.backends.rbd.librados import (
+    QUICK,
+    QUICK_LIBC,
+    TELL,
+    WAITING,
+    address_of,
+    checked,
+    close_stream,
+    stream_to,
+)
+from fusecache.backends.rbd.wakeups import Wakeups, threads_of
 from fusecache.backends.workers import WorkerPool
 
 log = logging.getLogger(__name__)
@@ -58,7 +68,8 @@ _LONG_PAUSE: Final = 30.0
 """Seconds between two attempts to connect, at least; after one that failed."""
 
 _WORD: Final = 4
-_WORDS: Final = 4096
+_WORDS: Final = 1024
+"""So many the pipe is asked for at once."""
 _MOST_NAMES: Final = 1 << 16
 """Names of objects kept for each image, some 10 MiB."""
 _MOST_SPARE: Final = 16 << 20
@@ -114,10 +125,14 @@ class ObjectReader:
         # Those that are open: a cluster and its pool. The lane's thread only.
         self._clients: list[tuple[c_void_p, c_void_p]] = []
         self._buffers = _Buffers()
+        self._wakeups = Wakeups()
         # By the half of the completion's address that comes through the pipe: the completion and the piece.
         self._requests: dict[int, tuple[int, _Read, int, int]] = {}
         self._completion = c_void_p()
         self._completion_at = ctypes.byref(self._completion)
+        # What the pipe told last: the halves of completions' addresses.
+        self._told = (c_uint32 * _WORDS)()
+        self._keys = memoryview(self._told).cast("B").cast("I")
         self._ended, writing = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._ended, False)
         self._stream = stream_to(writing)
@@ -137,6 +152,7 @@ class ObjectReader:
             return False
         if len(self._requests) > self._most - 2:
             return False
+        self._wakeups.note(len(self._requests))
         read = _Read(done, *self._buffers.take(length))
         # One that is alone is read in halves, so that what is there can be received while the rest is read.
         if length < _HALVED or self._requests:
@@ -168,11 +184,12 @@ class ObjectReader:
         requests = self._requests
         if not requests:
             return 0
-        try:
-            ended = os.read(self._ended, _WORDS)
-        except BlockingIOError:
+        # Not os.read(): often there is nothing, and its exception costs more than a request.
+        told = QUICK_LIBC.read(self._ended, self._told, _WORDS * _WORD)
+        if told <= 0:
             return 0
-        keys = memoryview(ended).cast("I")
+        # A copy: what is called below may collect as well.
+        keys = self._keys[: told // _WORD].tolist()
         for key in keys:
             completion, read, at, length = requests.pop(key)
             result = QUICK.rados_aio_get_return_value(completion)
@@ -210,6 +227,7 @@ class ObjectReader:
         if self._ioctx is not None:
             log.warning("the cluster has blocklisted %s, the client for reading", self.address)
             self._ioctx, self.address, self._wanted = None, "", True
+            self._wakeups.adopt(())
 
     def _connect_once(self) -> None:
         # While requests of a former client are under way, it cannot be ended, and their completions tell nothing of it.
@@ -220,15 +238,20 @@ class ObjectReader:
 
     def _connected(self, error: BaseException | None, found: Any) -> None:
         if error is None:
-            self._ioctx, self.address = found
+            self._ioctx, self.address, threads = found
+            self._wakeups.adopt(threads)
         else:
             self._wanted, self._not_before = True, time.monotonic() + _LONG_PAUSE
             log.info("images are read through librbd only, for %g s at least: %s", _LONG_PAUSE, error)
 
     # ---- on the lane's thread ----
 
-    def _connect(self) -> tuple[c_void_p, str]:
+    def _connect(self) -> tuple[c_void_p, str, set[int]]:
         self._disconnect()
+        ioctx, threads = threads_of(self._make_client)
+        return ioctx, address_of(self._clients[-1][0]), threads
+
+    def _make_client(self) -> c_void_p:
         settings, cluster, ioctx = self._settings, c_void_p(), c_void_p()
         user = f"client.{settings.user}".encode()
         checked(WAITING.rados_create2(ctypes.byref(cluster), b"ceph", user, 0), "rados_create2")
@@ -245,7 +268,7 @@ class ObjectReader:
             raise
         WAITING.rados_ioctx_set_namespace(ioctx, settings.namespace.encode())
         self._clients.append((cluster, ioctx))
-        return ioctx, address_of(cluster)
+        return ioctx
 
     def _disconnect(self) -> None:
         while self._clients:

@@ -8,6 +8,9 @@ would put older generations over newer ones, one by one. So in strict order, whe
 mark says torn before a second generation goes below from a failed log; and a recovery that finds that word makes one
 group of all that it finds. In grouped order that word may be one that was not yet taken back, and only a group that a
 record names is carried out as one.
+
+Where the level below is a layer that writes back, those under it stay torn until it has written all of the group back,
+after this layer has taken the word back. The core answers for that: see :meth:`fusecache.api.DirtyMark.mend`.
 """
 
 from collections.abc import Sequence

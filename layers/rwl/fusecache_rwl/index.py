@@ -11,7 +11,7 @@ at in passing, for some microseconds every hundred inserts or so.
 
 What the runs say of a slot that is dense and not split means nothing: a remainder, which goes as the tail passes it.
 
-RAM per cached 4 KiB: 8 to 100 bytes in dense leaves, about 50 in the sparsest case. What the tail has passed is
+RAM per cached 4 KiB: 8 to 100 bytes in dense leaves, about 20 in the sparsest case. What the tail has passed is
 forgotten in passing too, so it stays within a small multiple of what is alive. What a discard of much leaves behind is
 given back some arrays at a time, with the changes that follow.
 """
@@ -71,8 +71,8 @@ class Index:
         if leaf is not None:
             leaf[offset >> 12 & 1023] = value
             return
-        runs, start = self._runs, offset >> 9
-        runs.set(start, start + 8, value)
+        runs = self._runs
+        runs.put(offset, value)
         if runs.crowded >= 0:
             self._tidy()
         elif self._remains:
@@ -98,8 +98,7 @@ class Index:
                     position = value - BIAS + offset
                     return position if position >= self.tail else GAP
             else:
-                start = offset >> 9
-                value = self._runs.over(start, start + 8)
+                value = self._runs.at(offset)
                 if value >= ZERO_BIT:
                     return ZERO if value - ZERO_BIT >= self.tail else GAP
                 if value >= 0:
@@ -315,10 +314,8 @@ def _spans(pieces: list[tuple[int, int]], end: int) -> Iterator[tuple[int, int, 
         yield start, pieces[i][0] if i < len(pieces) else end, value
 
 
-def _crowded(starts: list[int]) -> set[int]:
-    """The leaves that at least ``DENSE`` of these sorted sectors divide between slots."""
-    half = DENSE // 2  # so many boundaries in line hold at least one whole stretch from k to k + half
-    seen = {
-        starts[k] >> 13 for k in range(0, len(starts) - half + 1, half) if not (starts[k] ^ starts[k + half - 1]) >> 13
-    }
-    return {leaf for leaf in seen if sum(start >> 13 == leaf and not start & 7 for start in starts) >= DENSE}
+def _crowded(keys: list[int]) -> set[int]:
+    """The leaves that at least ``DENSE`` boundaries between slots divide, of the runs with these sorted keys."""
+    half = DENSE // 4  # one key stands for two at the most, and so many in line hold a whole stretch from k to k + half
+    seen = {keys[k] >> 14 for k in range(0, len(keys) - half + 1, half) if not (keys[k] ^ keys[k + half - 1]) >> 14}
+    return {leaf for leaf in seen if sum(1 + (key & 1) for key in keys if key >> 14 == leaf and not key & 14) >= DENSE}

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from typing import Final, NamedTuple, TypeAlias
 
-from fusecache_rwl.format import RecordType
+from fusecache_rwl.format import HEADER_SIZE, RecordType
 
 _DATA: Final = int(RecordType.DATA)
 
@@ -39,8 +39,8 @@ class Generation:
     Attributes:
         number: 1 is an image's first.
         oldest: time of the first record, as given to :attr:`Ledger.add`.
-        end_position, end_lsn: log position and LSN of the first record after it: where recovery begins once it is
-            written back.
+        end_position, end_lsn: of a sealed one, log position and LSN of the first record after it: where recovery begins
+            once it is written back.
         dirty_bytes: its part of :attr:`Ledger.dirty_bytes`.
     """
 
@@ -68,7 +68,7 @@ class Generation:
     def __len__(self) -> int:
         return len(self._types)
 
-    def add(self, type: int, offset: int, length: int, position: int, size: int, lsn: int, now: float) -> None:
+    def add(self, type: int, offset: int, length: int, position: int, now: float) -> None:
         """Take a record in, as :attr:`Ledger.add` says."""
         if not self._types:
             self.oldest = now
@@ -76,9 +76,7 @@ class Generation:
         self._offsets.append(offset)
         self._lengths.append(length)
         self._positions.append(position)
-        self.end_position = position + size
-        self.end_lsn = lsn + 1
-        self.dirty_bytes += length if type == _DATA else size
+        self.dirty_bytes += length if type == _DATA else HEADER_SIZE
 
     def record_at(self, position: int) -> tuple[int, int, int] | None:
         """Return image offset, image length and log position of the last record that begins at or before *position*."""
@@ -102,10 +100,10 @@ class Ledger:
     Attributes:
         open_generation: the number that records appended now carry.
         group: the group in flight: some of it may be below, and not all of it is. None where there is none.
-        add: puts a record that holds dirty data into the open generation, ``add(type, offset, length, position, size,
-            lsn, now)``: DATA, DISCARD or ZERO; *offset* and *length* of the image; log *position* of its header; the
-            *size* it takes in the log, header and padding included; its *lsn*; the time *now*, for its age (after a
-            recovery that of the recovery: the log has no times). On the hot path, so it is the generation's own.
+        add: puts a record that holds dirty data into the open generation, ``add(type, offset, length, position, now)``:
+            DATA, DISCARD or ZERO; *offset* and *length* of the image; log *position* of its header; the time *now*, for
+            its age (after a recovery that of the recovery: the log has no times). On the hot path, so it is the
+            generation's own.
     """
 
     def __init__(self, first: int = 1) -> None:

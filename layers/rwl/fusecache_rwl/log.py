@@ -153,7 +153,7 @@ class Log:
                 index.insert(offset, length, position + HEADER_SIZE)
             else:
                 index.insert_zero(offset, length, position)
-            ledger.add(kind, offset, length, position, size, lsn, now)
+            ledger.add(kind, offset, length, position, now)
         except Exception as error:
             # Whatever it was: the space is taken, and nothing behind a hole would be recovered.
             self.fail(error)

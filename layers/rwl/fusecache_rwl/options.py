@@ -113,7 +113,8 @@ class RwlOptions(BaseModel):
     order: Annotated[Literal["strict", "grouped"], Field(description='"strict" or "grouped"')] = "strict"
     """In which steps the level below moves on. ``strict``: from flush to flush, so that it is always what a disk could
     be after loss of power. ``grouped``: over several flushes at once, of which only the newest content goes down, so
-    that it is such only between those steps; much faster for loads that flush after each write."""
+    that it is such only between those steps; much faster for loads that flush after each write. A layer below takes
+    each such step for what lies between two flushes, which goes on down from there in any order."""
 
     high_water: Fraction = 0.7
     """The part of the pool, 0 to 1 or in per cent, which dirty data may take before write-back begins."""

@@ -184,4 +184,5 @@ def _available(directory: Path) -> int:
 
 
 def _new_name(path: Path) -> Path:
+    # As LayerPlugin.artifacts has it: the core removes that file, too.
     return path.with_name(path.name + ".new")

@@ -36,7 +36,7 @@ import trio
 
 from fusecache.api import LayerContext
 from fusecache.api.errors import CorruptState, Fenced
-from fusecache_rwl.format import RecordType
+from fusecache_rwl.format import HEADER_SIZE, RecordType
 from fusecache_rwl.index import Index
 from fusecache_rwl.ledger import Group, Ledger
 from fusecache_rwl.log import Log
@@ -49,6 +49,7 @@ from fusecache_rwl.waits import Waits
 
 log = logging.getLogger(__name__)
 
+_DATA: Final = RecordType.DATA
 _SLICE: Final = 2000
 """Records scanned on the thread between two turns of the loop."""
 _TOLD: Final = 10
@@ -156,31 +157,32 @@ class _Recovery:
         started = time.monotonic()
         while True:
             found = await trio.to_thread.run_sync(lambda: list(islice(self._scan, _SLICE)))
+            now = time.monotonic()
             for one in found:
                 if isinstance(one, Head):
                     self._tell_end(started)
                     return one
-                self._take(one)
+                self._take(one, now)
             self._tell(found[-1].position)
 
-    def _take(self, one: Scanned) -> None:
+    def _take(self, one: Scanned, now: float) -> None:
         record, position = one.record, one.position
+        kind, offset, length = record.type, record.offset, record.length
         ledger = self._ledger
         while ledger.open_generation < record.generation:
             if not ledger.seal(position, record.lsn):
                 ledger.skip_to(record.generation)
         self._records += 1
-        if record.type is RecordType.DATA:
-            self._index.insert(record.offset, record.length, position + one.data_at)
-        elif record.type in (RecordType.DISCARD, RecordType.ZERO):
-            self._index.insert_zero(record.offset, record.length, position)
+        if kind is _DATA:
+            self._index.insert(offset, length, position + HEADER_SIZE)
+        elif kind in (RecordType.DISCARD, RecordType.ZERO):
+            self._index.insert_zero(offset, length, position)
         else:
-            if record.type is RecordType.GROUP and record.length > self._superblock.written_back:
-                first = record.offset if ledger.group is None else ledger.group.first
-                ledger.group = Group(first, record.length)
+            if kind is RecordType.GROUP and length > self._superblock.written_back:
+                first = offset if ledger.group is None else ledger.group.first
+                ledger.group = Group(first, length)
             return
-        size = one.size
-        ledger.add(record.type, record.offset, record.length, position, size, record.lsn, time.monotonic())
+        ledger.add(kind, offset, length, position, now)
 
     def log(self, superblock: Superblock, head: Head) -> Log:
         """Return the log that goes on at *head*."""

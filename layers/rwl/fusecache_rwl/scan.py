@@ -43,7 +43,7 @@ the log's own data, nor another pool's records, can continue it.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from fusecache.api import Buffer
 from fusecache.api.errors import CorruptState
@@ -64,28 +64,21 @@ _WINDOW: Final = 2 << 20
 _REACH: Final = record_size(MAX_DATA)
 """How far behind a break the next record may begin, in bytes."""
 _FILLERS: Final = (RecordType.PAD, RecordType.VOID)
+_DATA: Final = RecordType.DATA
+_SYNC: Final = RecordType.SYNC
 
 
-@dataclass(frozen=True, slots=True)
-class Scanned:
+class Scanned(NamedTuple):
     """A record of the log, its checksums verified.
 
     Attributes:
         position: the log position of its header.
+        size: the bytes of the ring that it takes.
     """
 
     record: Record
     position: int
-
-    @property
-    def data_at(self) -> int:
-        """Where its data begin, in bytes from *position*."""
-        return HEADER_SIZE
-
-    @property
-    def size(self) -> int:
-        """The bytes of the ring that it takes."""
-        return record_size(self.record.data_length)
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +113,7 @@ def scan(superblock: Superblock, ring_size: int, read: Callable[[int, int], Buff
     ring = _Ring(superblock, ring_size, read)
     position, lsn = superblock.tail_position, superblock.tail_lsn
     incarnation, generation, lowest = 1, superblock.written_back, 1
+    size = 0
     while True:
         record = ring.header(position)
         if lsn > superblock.durable_lsn:
@@ -128,7 +122,7 @@ def scan(superblock: Superblock, ring_size: int, read: Callable[[int, int], Buff
             record is None
             or record.lsn != lsn
             or not incarnation <= record.incarnation <= superblock.incarnation
-            or not ring.holds(record, position)
+            or not ring.holds(record, position, size := record_size(record.data_length))
         ):
             break
         incarnation = record.incarnation
@@ -136,10 +130,10 @@ def scan(superblock: Superblock, ring_size: int, read: Callable[[int, int], Buff
         if record.type not in _FILLERS:
             if record.generation < lowest:
                 break
-            lowest = record.generation + (record.type is RecordType.SYNC)
+            lowest = record.generation + (record.type is _SYNC)
             generation = max(generation, record.generation)
-        yield Scanned(record, position)
-        position += record_size(record.data_length)
+        yield Scanned(record, position, size)
+        position += size
         lsn += 1
     ring.check_end(position, lsn)
     yield Head(position, lsn, generation)
@@ -161,12 +155,11 @@ class _Ring:
         """Return the valid record at a position; None where there is none, or the ring is through."""
         return decode(self._uuid, self._view(position, HEADER_SIZE)) if position < self._end else None
 
-    def holds(self, record: Record, position: int) -> bool:
-        """Tell whether the ring has all of a record, and its data are right."""
-        size = record_size(record.data_length)
+    def holds(self, record: Record, position: int, size: int) -> bool:
+        """Tell whether the ring has all of a record, which takes *size* bytes, and its data are right."""
         if position + size > self._end or position % self._ring_size + size > self._ring_size:
             return False
-        if record.type is not RecordType.DATA:
+        if record.type is not _DATA:
             return True
         return data_good(record, self._view(position + HEADER_SIZE, record.data_length))
 

@@ -16,7 +16,7 @@ from fusecache.api.errors import CorruptState, Fenced
 from fusecache.testing import MemoryVolume, RecordingMark, layer_context, validated
 from fusecache_rwl.format import RING_OFFSET
 from fusecache_rwl.plugin import plugin
-from layers.rwl.tests.support.bench import WHERE, unwrapped
+from layers.rwl.tests.support.bench import WHERE, raised_alone
 
 SIZE = 1 << 20
 POOL = 16 << 20
@@ -47,7 +47,7 @@ class Damaged:
 async def opened(place: Path, below: MemoryVolume, mark: RecordingMark) -> AsyncIterator[Layer]:
     """Open the layer through its plugin; it writes back only when asked."""
     config = validated(plugin, {"path": str(place), "size": "16MiB", "writeback_rate": "0"})
-    with unwrapped():
+    with raised_alone():
         async with (
             layer_context(config, identity=WHERE, dirty=mark) as context,
             plugin.open(context, below) as layer,

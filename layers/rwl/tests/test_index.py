@@ -125,6 +125,43 @@ def test_the_sparsest_case_takes_at_most_200_bytes() -> None:
     assert filled(16 * TIB, [number << 20 for number in range(4096)]).memory() / 4096 <= 200
 
 
+def test_a_lone_4_kib_takes_less_than_25_bytes() -> None:
+    assert filled(16 * TIB, scattered(16 * TIB, 10000)).memory() / 10000 <= 25
+
+
+def test_slots_that_lay_in_zeroes_stand_alone_once_the_tail_has_passed_those() -> None:
+    index, slots = Index(16 * TIB), scattered(16 * TIB, 30000)
+    index.insert_zero(0, 16 * TIB, 0)
+    for number, slot in enumerate(slots, 1):
+        index.tail = RECORD * (number > 10000)
+        index.insert(slot << 12, 4096, number * RECORD + 64)
+    assert index.memory() / 30000 <= 25
+    assert [index.find(slot << 12, 4096) for slot in slots] == [n * RECORD + 64 for n in range(1, 30001)]
+    assert index.lookup(0, 16 * TIB)[-1][2] == GAP
+
+
+@pytest.mark.parametrize("what", ["data", "zeroes", "gap"])
+@pytest.mark.parametrize("end", range(1, 33))
+def test_lone_slots_are_cut_at_any_sector(what: str, end: int) -> None:
+    for start in range(end):
+        index = Index(64 * KIB)
+        sectors = [GAP] * 128
+        for number, slot in enumerate([1, 2, 0, 5], 1):
+            index.insert(slot << 12, 4096, number * RECORD)
+            sectors[8 * slot : 8 * slot + 8] = [number * RECORD + 512 * k for k in range(8)]
+        length = end - start << 9
+        if what == "data":
+            index.insert(start << 9, length, 1 << 20)
+            sectors[start:end] = [(1 << 20) + 512 * k for k in range(end - start)]
+        elif what == "zeroes":
+            index.insert_zero(start << 9, length, 1 << 20)
+            sectors[start:end] = [ZERO] * (end - start)
+        else:
+            index.remove(start << 9, length)
+            sectors[start:end] = [GAP] * (end - start)
+        assert [index.find(k << 9, 512) for k in range(128)] == sectors
+
+
 def test_small_writes_take_no_more_than_the_slots_they_lie_in() -> None:
     index = Index(4 * GIB)
     for number, sector in enumerate(Random(1).sample(range(4 * GIB >> 9), 20000)):

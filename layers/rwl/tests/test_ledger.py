@@ -19,15 +19,14 @@ class Log:
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self.position, self.lsn, self.now = 0, 1, 100.0
-        self.records: list[tuple[int, tuple[int, int, int, int], int, int]] = []
+        self.records: list[tuple[int, tuple[int, int, int, int], int]] = []
 
     def write(self, kind: RecordType = DATA, offset: int = 0, length: int = 4 * K) -> None:
-        size = record_size(length) if kind is DATA else HEADER_SIZE
         what = (int(kind), offset, length, self.position)
-        self.records.append((self.ledger.open_generation, what, size, self.lsn))
+        self.records.append((self.ledger.open_generation, what, self.lsn))
         self.now += 1
-        self.ledger.add(*what, size, self.lsn, self.now)
-        self.position += size
+        self.ledger.add(*what, self.now)
+        self.position += record_size(length) if kind is DATA else HEADER_SIZE
         self.lsn += 1
 
     def seal(self) -> bool:
@@ -37,12 +36,12 @@ class Log:
         """Return a ledger made from what is not yet written back, as a recovery makes it."""
         oldest = self.ledger.oldest_sealed()
         ledger = Ledger(oldest.number if oldest else self.ledger.open_generation)
-        for generation, what, size, lsn in self.records:
+        for generation, what, lsn in self.records:
             if generation < ledger.open_generation:
                 continue
             if generation > ledger.open_generation:
                 assert ledger.seal(what[3], lsn)
-            ledger.add(*what, size, lsn, self.now)
+            ledger.add(*what, self.now)
         return ledger
 
 

@@ -78,6 +78,8 @@ def test_a_crash_while_making_one_leaves_the_old_or_the_new_and_nothing_for_good
         died = dying_before_call(path, number)
         there = path.read_bytes() if path.exists() else None
         assert there in {old, bytes(SIZE)}
+        # By this name the core finds what is left, where nobody opens the layer again.
+        assert {left.name for left in tmp_path.iterdir()} <= {"pool", "pool.new"}
         seen.add(there == old)
         if there is not None:
             open_pool_file(path).release()

@@ -14,6 +14,7 @@ from typing import Any, Final
 import trio
 
 from fusecache.api import Identity, joined
+from fusecache.api.errors import unwrapped
 from fusecache.testing import FaultyVolume, GatedVolume, MemoryVolume, RecordingMark, layer_context
 from fusecache.testing.requests import OPERATIONS, AttemptMode
 from fusecache_rwl.format import RING_OFFSET
@@ -36,14 +37,12 @@ def block(number: int) -> bytes:
 
 
 @contextmanager
-def unwrapped() -> Iterator[None]:
+def raised_alone() -> Iterator[None]:
     """Raise an error that came out of nurseries as what it was."""
     try:
         yield
     except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            error = error.exceptions[0]
+        error = unwrapped(group)
         raise error from error.__cause__
 
 
@@ -78,7 +77,7 @@ class Bench:
     async def opened(self, *, index: int = 0, epoch: int = 1, **options: Any) -> AsyncIterator[RwlLayer]:
         """Open the layer; it writes back only when asked, but for other *options*."""
         values = {"path": str(self.pool.parent), "size": "16MiB", "writeback_rate": "0", **options}
-        with unwrapped():
+        with raised_alone():
             async with layer_context(
                 RwlOptions.model_validate(values),
                 identity=WHERE,

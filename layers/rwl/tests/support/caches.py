@@ -13,6 +13,7 @@ from typing import Any
 import trio
 
 from fusecache.api import DECLINED, DONE, Identity, LayerContext, Volume
+from fusecache.api.errors import unwrapped
 from fusecache.testing import RecordingMark, layer_context, validated
 from fusecache_rwl.format import RING_OFFSET
 from fusecache_rwl.layer import RwlLayer, open_layer
@@ -24,14 +25,12 @@ _IDENTITY = Identity("memory:predecessors")
 
 
 @asynccontextmanager
-async def unwrapped() -> AsyncIterator[None]:
+async def _unwrapped() -> AsyncIterator[None]:
     """Raise what is alone in its groups as it is."""
     try:
         yield
     except BaseExceptionGroup as group:
-        failure: BaseException = group
-        while isinstance(failure, BaseExceptionGroup) and len(failure.exceptions) == 1:
-            failure = failure.exceptions[0]
+        failure = unwrapped(group)
     else:
         return
     raise failure
@@ -62,7 +61,7 @@ class Cache:
         """Make what the layer is opened with, with *options* besides its own."""
         wanted = {"path": str(self.pool.parent), "size": "16MiB", **self.options, **options}
         async with (
-            unwrapped(),
+            _unwrapped(),
             layer_context(
                 validated(plugin, wanted),
                 identity=_IDENTITY,

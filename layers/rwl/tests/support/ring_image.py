@@ -100,7 +100,7 @@ class RingImage:
             assert head is None, "something comes after the head"
             if isinstance(one, Scanned):
                 stored = one.record.data_length if one.record.type is RecordType.DATA else 0
-                data = bytes(self.read(one.position + one.data_at, stored))
+                data = bytes(self.read(one.position + HEADER_SIZE, stored))
                 found.append((one.position, one.record, data))
             else:
                 head = one
