@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from fusecache.fuse.awake import DEVICE, pays
+
 
 def machine(directory: Path) -> dict[str, Any]:
     """Describe the machine, and the file system that *directory* is on."""
@@ -21,6 +23,7 @@ def machine(directory: Path) -> dict[str, Any]:
         "architecture": platform.machine(),
         "filesystem": _said("stat", "--file-system", "--format=%T", str(directory)),
         "load_average": os.getloadavg()[0],
+        "keeps_cpus_awake": pays() and os.access(DEVICE, os.W_OK),
     }
 
 

@@ -73,11 +73,16 @@ def changes(goals: Sequence[Mapping[str, Any]], old: Sequence[Mapping[str, Any]]
 def _introduction(report: Mapping[str, Any]) -> str:
     machine, versions = report["machine"], report["versions"]
     told = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    awake = (
+        " fusecache keeps idle CPUs awake while it is at work, the others do not."
+        if machine["keeps_cpus_awake"]
+        else ""
+    )
     return (
         f"{report['finished']}, {machine['cpus']} CPUs ({machine['cpu']}), Linux {machine['kernel']}, files on "
         f"{machine['filesystem']}; {told}. Medians of {report['rounds']} rounds of {report['seconds']:g} s, in which "
         "all took turns. Figures of one run compare with each other; ratios carry over to other machines, absolute "
-        "figures do not."
+        f"figures do not.{awake}"
     )
 
 

@@ -12,13 +12,20 @@ import logging
 import os
 import select
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
 import trio
+import trio.testing
 
 log = logging.getLogger(__name__)
 
+_STEPS: Final = 4
+_MOMENT: Final = 1
+"""Milliseconds."""
+_PATIENCE: Final = 1e-3
+"""Seconds that other tasks may go on before results are looked for as usual."""
 # Mostly there is nothing to read, and the exception that os.eventfd_read() raises then costs more than all else here.
 # Not CDLL: it does not wait, and giving up the interpreter's lock invites others to take it.
 _read: Final = ctypes.PyDLL(None).read
@@ -36,6 +43,23 @@ class Source(Protocol):
 
     def collect(self) -> int:
         """Run the callbacks of all results that are ready; return how many. Loop's thread only."""
+
+
+class AtWork(Protocol):
+    """Who wants to know whether there is something to do, and keeps idle CPUs awake meanwhile.
+
+    Attributes:
+        held: they are awake now.
+    """
+
+    @property
+    def held(self) -> bool: ...
+
+    def begin(self) -> None:
+        """From now on, for one reason more."""
+
+    def end(self) -> None:
+        """For one reason less."""
 
 
 class Completions:
@@ -65,7 +89,15 @@ class Completions:
         self._polling = False
         self._signal = True
         self._held_back: list[Callable[[], None]] = []
+        self._at_work: AtWork | None = None
+        self._anything = select.poll()
+        self._anything.register(self.fd, select.POLLIN)
         self._counter = (ctypes.c_char * _COUNTER)()
+
+    @property
+    def cpus_are_awake(self) -> bool:
+        """Idle CPUs take up work at once, and need not be woken."""
+        return self._at_work is not None and self._at_work.held
 
     def add_source(self, source: Source, fd: int | None = None) -> None:
         """Collect from *source* as well, until :meth:`remove_source`. It counts its own results in and out.
@@ -163,11 +195,59 @@ class Completions:
         self._signal = True
         return self.drain()
 
+    @contextmanager
+    def minding(self, *fds: int) -> Iterator[None]:
+        """End the polls of :meth:`run`, in this context, when one of *fds* is readable: tasks wait for these."""
+        for fd in fds:
+            self._anything.register(fd, select.POLLIN)
+        try:
+            yield
+        finally:
+            for fd in fds:
+                self._anything.unregister(fd)
+
+    @contextmanager
+    def telling(self, at_work: AtWork) -> Iterator[None]:
+        """Tell *at_work*, in this context, of results and what follows from them."""
+        self._at_work = at_work
+        try:
+            yield
+        finally:
+            self._at_work = None
+
     async def run(self) -> None:
-        """Deliver results until cancelled. One task per event loop runs this."""
+        """Deliver results until cancelled. One task per event loop runs this.
+
+        While one result follows another, as they do of write-back, it polls for some milliseconds before it sleeps:
+        going to sleep in trio and coming back takes longer than many a result.
+        """
         while True:
             await trio.lowlevel.wait_readable(self.fd)
-            self.acknowledge()
+            at_work = self._at_work
+            if at_work is not None:
+                at_work.begin()
+            try:
+                self.acknowledge()
+                await self._outlast()
+            finally:
+                if at_work is not None:
+                    at_work.end()
+
+    async def _outlast(self) -> None:
+        steps = _STEPS
+        while steps and not self._polling:
+            # Tasks go first, and the work that they begin next is what is waited for.
+            with trio.move_on_after(_PATIENCE) as turns:
+                await trio.testing.wait_all_tasks_blocked()
+            if turns.cancelled_caught or self._polling or not self.outstanding:
+                return
+            ready = self._anything.poll(_MOMENT)
+            if any(fd != self.fd for fd, _ in ready):
+                return
+            steps -= 1
+            if ready:
+                self.acknowledge()
+                steps = _STEPS
 
     async def call(self, submit: Callable[[Callable[[BaseException | None, Any], None]], None]) -> Any:
         """Run one piece of thread work as an await: *submit* receives the ``finish(error, result)`` that the callback

@@ -77,7 +77,8 @@ def open_ring(completions: Completions) -> "Ring | None":
 class Ring:
     """A ring; a :class:`fusecache.api.completions.Source` of results.
 
-    Requests that come one by one are done on the loop's CPU: waking another one takes longer than most.
+    Requests that come one by one are done on the loop's CPU, unless the others are awake: waking one takes longer than
+    most requests.
 
     All methods belong to the loop's thread.
 
@@ -221,6 +222,8 @@ class Ring:
             self._placement.anywhere(self._place_new)
         elif self._alone < _ALONE:
             self._alone += 1
+        elif self._completions.cpus_are_awake:
+            self._placement.anywhere(self._place_new)
         elif not self._next % _STAYS:
             self._placement.near(_current_cpu(), self._place_new)
 

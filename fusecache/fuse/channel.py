@@ -25,6 +25,7 @@ from typing import Final, Protocol
 import trio
 
 from fusecache.api.completions import Completions
+from fusecache.fuse.awake import Awake
 from fusecache.fuse.dataplane import DataPlane
 from fusecache.fuse.handles import Handles
 from fusecache.fuse.protocol import (
@@ -92,6 +93,7 @@ class Channel:
         fd: int,
         completions: Completions,
         spin: Spin,
+        awake: Awake,
         nursery: trio.Nursery,
         on_full: Callable[[bool], None] = lambda full: None,
     ) -> None:
@@ -119,6 +121,7 @@ class Channel:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _RELAY_BUFFER)
         self._relay.setblocking(False)
         self._waiting = Waiting(fd, self._relay.fileno(), completions, spin)
+        self._awake = awake
 
     async def stop(self) -> None:
         """Read no further requests, and return when those under way are answered."""
@@ -135,12 +138,14 @@ class Channel:
 
     async def run(self) -> None:
         """Serve until the mount is gone; then return. After :meth:`stop`, answer what is under way until cancelled."""
+        minding = self._completions.minding(self._fd, self._relay.fileno())
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._return_replies)
             nursery.start_soon(self._send_waiting)
             with self._receiving:
                 try:
-                    await self._receive()
+                    with minding, self._awake.working():
+                        await self._receive()
                 finally:
                     self._completions.stop_polling()
             if self._receiving.cancelled_caught:
@@ -205,20 +210,22 @@ class Channel:
         return _BATCH
 
     async def _park(self) -> None:
-        with trio.move_on_after(_TRIM_AFTER):
+        with self._awake.resting():
+            with trio.move_on_after(_TRIM_AFTER):
+                await trio.lowlevel.wait_readable(self._fd)
+                return
+            self.memory.trim()
             await trio.lowlevel.wait_readable(self._fd)
-            return
-        self.memory.trim()
-        await trio.lowlevel.wait_readable(self._fd)
 
     async def _wait_for_slot(self) -> None:
         # Not told again for each slot that is free for a moment.
         if not self._full:
             log.warning("all %d request slots are taken; waiting for one", SLOTS)
             self._set_full(True)
-        while not self.memory.free:
-            self._slot_freed = trio.Event()
-            await self._slot_freed.wait()
+        with self._awake.resting():
+            while not self.memory.free:
+                self._slot_freed = trio.Event()
+                await self._slot_freed.wait()
 
     def _set_full(self, full: bool) -> None:
         self._full = full

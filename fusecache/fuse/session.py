@@ -14,7 +14,8 @@ import pyfuse3
 import trio
 
 from fusecache.api.completions import Completions
-from fusecache.fuse import mounting
+from fusecache.fuse import awake, mounting
+from fusecache.fuse.awake import Awake
 from fusecache.fuse.channel import Channel
 from fusecache.fuse.notify import Notifier
 from fusecache.fuse.operations import Operations
@@ -69,7 +70,7 @@ async def mounted(
 
     Args:
         root: makes the root directory; called once.
-        spin: seconds to spin before sleeping, at most.
+        spin: seconds to spin before sleeping, at most; where 0, idle CPUs are not kept awake either.
         name_timeout: seconds after which a name operation fails.
         on_full: told when all request slots are taken, and when one is free again.
 
@@ -80,10 +81,12 @@ async def mounted(
     notifier = Notifier(fd)
     try:
         async with trio.open_nursery() as nursery:
-            channel = Channel(fd, completions, Spin(spin), nursery, on_full)
+            cpus = Awake(allowed=spin > 0 and awake.pays())
+            channel = Channel(fd, completions, Spin(spin), cpus, nursery, on_full)
             session = Session(channel, notifier, fd)
             channel.names = operations = Operations(root(session), channel.handles, timeout=name_timeout)
-            with _names(channel, operations):
+            nursery.start_soon(cpus.run)
+            with completions.telling(cpus), _names(channel, operations):
                 nursery.start_soon(pyfuse3.main, 1, SLOTS)
                 nursery.start_soon(_run, session)
                 await channel.serving.wait()

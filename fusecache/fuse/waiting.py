@@ -83,10 +83,9 @@ class Waiting:
         """Spin, if it may pay; say whether there is something to do."""
         if not spin.allowed():
             return False
-        if self._poll_until(time.perf_counter_ns() + spin.nanoseconds):
+        if self._completions.drain() or self._requests.poll(0) or self._poll_until(spin):
             spin.hit()
             return True
-        spin.missed()
         return False
 
     def look_for_end(self) -> int:
@@ -118,7 +117,7 @@ class Waiting:
         return False
 
     def _block(self) -> bool:
-        if trio.lowlevel.current_statistics().tasks_runnable:
+        if _tasks_can_run():
             return False
         found = False
         for fd, _ in self._anything.poll(_MOMENT):
@@ -127,11 +126,20 @@ class Waiting:
             found = found or fd != self._relay
         return found
 
-    def _poll_until(self, deadline: int) -> bool:
+    def _poll_until(self, spin: Spin) -> bool:
+        # Not before the first look, as asking takes as long as a look.
+        if _tasks_can_run():
+            return False
         poll, drain = self._requests.poll, self._completions.drain
+        deadline = time.perf_counter_ns() + spin.nanoseconds
         while not drain() and not poll(0):
             if time.perf_counter_ns() > deadline:
+                spin.missed()
                 return False
             # Somebody we wait for may be waiting for this very CPU.
             os.sched_yield()
         return True
+
+
+def _tasks_can_run() -> bool:
+    return trio.lowlevel.current_statistics().tasks_runnable > 0

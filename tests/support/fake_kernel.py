@@ -20,6 +20,7 @@ import trio
 from fusecache.api import Completions
 from fusecache.fuse import channel as channel_module
 from fusecache.fuse import slots as slots_module
+from fusecache.fuse.awake import Awake
 from fusecache.fuse.channel import Channel
 from fusecache.fuse.protocol import Opcode
 from fusecache.fuse.slots import Slot
@@ -250,7 +251,9 @@ async def serving(patch: pytest.MonkeyPatch, *, slots: int = 8, spin: float = 0.
         cleanup.callback(completions.close)
         async with trio.open_nursery() as nursery:
             full: list[bool] = []
-            channel = Channel(ours.fileno(), completions, Spin(spin, cpus=2), nursery, full.append)
+            channel = Channel(
+                ours.fileno(), completions, Spin(spin, cpus=2), Awake(allowed=False), nursery, full.append
+            )
             served = Served(FakeKernel(kernels, ours.fileno(), patch), channel, completions, full)
             for close in (served.names.close, channel.close, partial(os.close, channel.memory.fd)):
                 cleanup.callback(close)

@@ -246,7 +246,7 @@ def test_the_page_has_every_goal_and_says_what_is_missing() -> None:
         "finished": "today",
         "rounds": 3,
         "seconds": 0.5,
-        "machine": {"cpus": 2, "cpu": "fast", "kernel": "6.1", "filesystem": "ext4"},
+        "machine": {"cpus": 2, "cpu": "fast", "kernel": "6.1", "filesystem": "ext4", "keeps_cpus_awake": True},
         "versions": {"fusecache": "0.1.0", "qemu": None},
         "targets": [{"place": "directory", "name": FUSECACHE, "what": "a mount", "options": "[mount]\n"}],
         "fio": "fio --rw=randread",
