@@ -111,7 +111,6 @@ class RbdImage(BackendImage):
         self._aio_read = handle.image.aio_read
         self._aio_write = handle.image.aio_write
         self._aio_zero = handle.image.aio_write_zeroes
-        self._aio_flush = handle.image.aio_flush
         self._withdraw = client.on_lost(self._failures.lose)
         self._reads = reads
 
@@ -127,7 +126,7 @@ class RbdImage(BackendImage):
         if self._closed:
             return
         self._closed = True
-        self._aio_read = self._aio_write = self._aio_zero = self._aio_flush = self._refuse_closed
+        self._aio_read = self._aio_write = self._aio_zero = self._refuse_closed
         self._reads = None
         self._withdraw()
         closed = trio.Event()
@@ -224,9 +223,10 @@ class RbdImage(BackendImage):
         return self.try_write_zeroes(offset, length, done)
 
     def try_flush(self, done: Done) -> Attempt:
-        if self.read_only and not self._closed:
-            return DONE
-        return self._start(self._aio_flush, _reporting(self._post, self._flush_ended, done, 0))
+        """Attempt :meth:`flush`, which is always done."""
+        if self._closed:
+            self._refuse_closed()
+        return DONE
 
     def _start(self, submit: Callable[..., object], *args: Any) -> Attempt:
         try:
@@ -270,11 +270,12 @@ class RbdImage(BackendImage):
     async def flush(self) -> None:
         """Return when everything acknowledged before survives loss of power: it does already.
 
-        Without a cache of librbd's a change is acknowledged when all OSDs that keep it have made it durable. librbd is
-        asked all the same, for the sake of plugins of its own. An image that lost its lock, and one that is read-only,
-        has nothing to flush. A cancellation does not wait for the cluster.
+        A change is acknowledged when all OSDs that keep it have made it durable, as nothing of librbd's that would
+        acknowledge it sooner is tolerated (:func:`fusecache.backends.rbd.ownership.open_owned`).
         """
-        await self._answer(self.try_flush)
+        if self._closed:
+            self._refuse_closed()
+        await trio.lowlevel.checkpoint()
 
     async def extents(self, offset: int, length: int) -> Sequence[Extent]:
         """Describe the range, as far as the object map tells it; see :func:`survey`. Works on snapshots.
@@ -361,12 +362,6 @@ class RbdImage(BackendImage):
     def _change_ended(self, done: Done, offset: int, result: int) -> None:
         self._leave()
         done(None if result >= 0 else self._failures.of_change(result, offset))
-
-    def _flush_ended(self, done: Done, offset: int, result: int) -> None:
-        self._leave()
-        failure = None if result >= 0 else self._failures.of_change(result, offset)
-        # Losing the lock loses nothing that was acknowledged.
-        done(None if isinstance(failure, VolumeReadOnly) else failure)
 
     def _leave(self) -> None:
         self._under_way -= 1

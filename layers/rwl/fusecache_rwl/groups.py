@@ -1,7 +1,35 @@
 """Which generations go below next, as one, and what is durably said of it before and after.
 
 Owns the bounds of a group, and whether the level below is torn. It must not know how data are moved, nor when it is
-time for it. What a crash leaves at each step stands in :mod:`fusecache_rwl.writeback`.
+time for it.
+
+**A group at a time** (``order = "grouped"``). The oldest sealed generations go below as one, merged: only the newest
+content of each range goes there, in any order. So in mid-group the level below is *torn*, which nothing but the rest of
+the group mends. Of a process killed, or power lost, after each step:
+
+====  ===========================================  =====================================================================
+step                                               what is true
+====  ===========================================  =====================================================================
+1     a GROUP record names them; it is durable,    below is all before the group; recovery finds the group, and carries
+      and a superblock says so                     it out. Lost before it is durable: there is no group. Damaged later:
+                                                   the log is corrupt, rather than without that group
+2     the dirty mark says torn; durable            the same; nobody discards the layer without taking a torn level below
+3     some of the moves are written below          below is torn; the log has all of the group
+4     all of them are, and flushed                 below is all up to the end of the group
+5     the superblock names the next generation     the same; recovery begins behind the group, which is none any more
+6     write-back comes to rest, and the mark says  the same; before, it said torn without need: the next open takes it
+      torn no more; durable                        back
+====  ===========================================  =====================================================================
+
+A group is carried out as it was named: after an error, a stop or a crash exactly those generations go below, as one,
+before anything else does, whatever the rate says, and none of a later one. The moves carry their newest content only,
+so doing them again, or dying while they are done again, changes nothing. With rate 0 the group in flight is finished,
+as the level below would stay torn for as long as the pause lasts.
+
+Step 6 is left out while another group follows at once, as it takes milliseconds: the mark then says torn in between,
+when nothing is. That errs to the safe side, and only where nobody can ask the layer itself: for a discard of an open
+image :attr:`Groups.torn` counts, which is exact. A generation that goes alone, as the next one or because the log
+has no space for a record, may do so under that mark too.
 
 **A log that fails** moves its tail in memory only. What is below is then *ahead* of where a recovery begins, which
 would put older generations over newer ones, one by one. So in strict order, where nothing else ever tears anything, the

@@ -81,7 +81,7 @@ class RwlLayer(Layer):
         self._each = not pool.medium.persists and options.persists_each
         self._stall_timeout = options.stall_timeout
         self._stall_errno = getattr(errno, options.stall_errno)
-        self.moving = Writeback(pool, below, options, context.dirty, context.emit)
+        self.moving = Writeback(pool, below, options, context.dirty, context.emit, context.nursery)
         self._aside = self.moving.aside
         self._hits = self._misses = self._writes = self._errors = 0
 

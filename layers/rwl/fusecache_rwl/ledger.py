@@ -163,6 +163,11 @@ class Ledger:
         """Return the generation that is written back next."""
         return self._sealed[0] if self._sealed else None
 
+    def sealed_after(self, generation: Generation) -> Generation | None:
+        """Return the sealed generation that follows the oldest one, which is *generation*."""
+        assert self._sealed[0] is generation
+        return self._sealed[1] if len(self._sealed) > 1 else None
+
     def oldest_within(self, most_bytes: int, most_records: int) -> Sequence[Generation]:
         """Return the oldest sealed generations that have so many dirty bytes and records together at the most; the
         oldest of all whatever it has."""

@@ -44,13 +44,15 @@ class Pace(Protocol):
 class Movement:
     """The moves of one generation under way."""
 
-    def __init__(self, pool: Log, below: Volume, owner: Pace) -> None:
+    def __init__(self, pool: Log, below: Volume, owner: Pace, nursery: trio.Nursery) -> None:
         self._log = pool
         self._proven = Proven(pool)
         self._below = below
         self._owner = owner
+        self._nursery = nursery
         self._under_way = 0
         self._bytes = 0
+        self._tasks: set[trio.CancelScope] = set()
         self._changed = trio.Event()
         self._failure: BaseException | None = None
         self._complete = True
@@ -62,7 +64,7 @@ class Movement:
         Raises:
             FusecacheError, OSError: the first failure.
         """
-        async with trio.open_nursery() as nursery:
+        try:
             for move in moves:
                 if move is None:
                     await trio.lowlevel.checkpoint()
@@ -72,23 +74,32 @@ class Movement:
                 if self._failure is not None or self._owner.stopped:
                     self._complete = False
                     break
-                await self._begin(nursery, move)
+                await self._begin(move)
                 if move.kind is RecordType.DATA:
                     await self._owner.pace(move.length)
             while self._under_way:
                 await self._wait()
+        finally:
+            await self._end_tasks()
         if self._failure is not None:
             raise self._failure
         return self._complete
+
+    async def _end_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        with trio.CancelScope(shield=True):
+            while self._tasks:
+                await self._wait()
 
     async def _wait(self) -> None:
         self._changed = trio.Event()
         await self._changed.wait()
 
-    async def _begin(self, nursery: trio.Nursery, move: Move) -> None:
+    async def _begin(self, move: Move) -> None:
         self._under_way += 1
         if move.kind is not RecordType.DATA:
-            nursery.start_soon(self._run, self._ended, self._clear, move)
+            self._start(self._ended, self._clear, move)
             return
         self._bytes += move.length
         ended = partial(self._data_ended, move.length)
@@ -105,7 +116,7 @@ class Movement:
             # Others run, too, where nothing ever waits.
             await trio.lowlevel.checkpoint()
         elif outcome is DECLINED:
-            nursery.start_soon(self._run, ended, self._write, move, data)
+            self._start(ended, self._write, move, data)
 
     def _ended(self, error: BaseException | None) -> None:
         self._under_way -= 1
@@ -117,13 +128,26 @@ class Movement:
         self._bytes -= length
         self._ended(error)
 
-    async def _run(self, ended: Done, work: Callable[..., Awaitable[None]], *args: object) -> None:
+    def _start(self, ended: Done, work: Callable[..., Awaitable[None]], *args: object) -> None:
+        task = trio.CancelScope()
+        self._tasks.add(task)
+        self._nursery.start_soon(self._run, task, ended, work, *args)
+
+    async def _run(
+        self, task: trio.CancelScope, ended: Done, work: Callable[..., Awaitable[None]], *args: object
+    ) -> None:
+        failure: Exception | None = None
         try:
-            await work(*args)
+            with task:
+                await work(*args)
         except Exception as error:
-            ended(error)
-        else:
-            ended(None)
+            failure = error
+        except BaseException:
+            self._complete = False
+            raise
+        finally:
+            self._tasks.discard(task)
+            ended(failure)
 
     async def _write(self, move: Move, data: memoryview) -> None:
         await self._below.write(move.offset, data)

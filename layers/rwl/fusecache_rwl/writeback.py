@@ -17,42 +17,18 @@ step                                              what is true
 ====  ==========================================  ======================================================================
 
 Killed before step 5, recovery finds the whole generation dirty again and moves it again, which changes nothing: the
-moves of a generation carry its newest content only, and none of a later one has been written below yet. A task that is
-cancelled in between leaves the same.
+moves of a generation carry its newest content only. A task that is cancelled in between leaves the same.
+
+**Beside step 5** the next generation takes steps 1 to 4 in strict order, and the one after that waits. Killed then,
+recovery finds both, over all of the first and some of the second. It moves the first again: below is all of that still,
+and of the second less than before. With some of a third below, too, the second would not be whole any more.
 
 Between steps 1 and 2 a generation that no flush has ended is made durable in the log: so the level below never has
 what the log could lose, and what is read is what the medium has, not what the page cache failed to write. A crash
 before that leaves below all before it, and in the log a prefix of it.
 
-In a log that has failed step 5 is in memory only; :mod:`fusecache_rwl.groups` has what that leaves.
-
-**A group at a time** (``order = "grouped"``). The oldest sealed generations go below as one, merged: only the newest
-content of each range goes there, in any order. So in mid-group the level below is *torn*, which nothing but the rest of
-the group mends. Of a process killed, or power lost, after each step:
-
-====  ===========================================  =====================================================================
-step                                               what is true
-====  ===========================================  =====================================================================
-1     a GROUP record names them; it is durable,    below is all before the group; recovery finds the group, and carries
-      and a superblock says so                     it out. Lost before it is durable: there is no group. Damaged later:
-                                                   the log is corrupt, rather than without that group
-2     the dirty mark says torn; durable            the same; nobody discards the layer without taking a torn level below
-3     some of the moves are written below          below is torn; the log has all of the group
-4     all of them are, and flushed                 below is all up to the end of the group
-5     the superblock names the next generation     the same; recovery begins behind the group, which is none any more
-6     write-back comes to rest, and the mark says  the same; before, it said torn without need: the next open takes it
-      torn no more; durable                        back
-====  ===========================================  =====================================================================
-
-A group is carried out as it was named: after an error, a stop or a crash exactly those generations go below, as one,
-before anything else does, whatever the rate says, and none of a later one. The moves carry their newest content only,
-so doing them again, or dying while they are done again, changes nothing. With rate 0 the group in flight is finished,
-as the level below would stay torn for as long as the pause lasts.
-
-Step 6 is left out while another group follows at once, as it takes milliseconds: the mark then says torn in between,
-when nothing is. That errs to the safe side, and only where nobody can ask the layer itself: for a discard of an open
-image :attr:`Writeback.torn` counts, which is exact. A generation that goes alone, as the next one or because the log
-has no space for a record, may do so under that mark too.
+In a log that has failed step 5 is in memory only; :mod:`fusecache_rwl.groups` has what that leaves, and what several
+generations that go below as one do.
 
 What is moved is read from the log, which keeps dirty data in place. No request from above ever reaches the range of a
 move in the level below: what is dirty is answered from the log.
@@ -67,16 +43,17 @@ from typing import Final
 
 import trio
 
-from fusecache.api import DirtyMark, Emit, FusecacheError, LayerState, Volume
+from fusecache.api import DECLINED, PENDING, DirtyMark, Emit, FusecacheError, LayerState, Volume
 from fusecache.api.errors import VolumeClosed
 from fusecache_rwl.aside import Aside
 from fusecache_rwl.failures import RecordDamaged
 from fusecache_rwl.groups import Groups
 from fusecache_rwl.ledger import Generation
-from fusecache_rwl.log import Log, Tail
+from fusecache_rwl.log import Log
 from fusecache_rwl.merge import plan_slices
 from fusecache_rwl.movement import Movement
 from fusecache_rwl.options import RwlOptions
+from fusecache_rwl.retirement import Retirement
 from fusecache_rwl.retries import Retries
 from fusecache_rwl.waiters import Waiters
 
@@ -97,7 +74,9 @@ class Writeback:
         wake_at: call :meth:`wake` when more dirty bytes of the ring are used.
     """
 
-    def __init__(self, pool: Log, below: Volume, options: RwlOptions, dirty: DirtyMark, emit: Emit) -> None:
+    def __init__(
+        self, pool: Log, below: Volume, options: RwlOptions, dirty: DirtyMark, emit: Emit, nursery: trio.Nursery
+    ) -> None:
         self._log = pool
         self._dirty = dirty
         self._below = below
@@ -107,6 +86,8 @@ class Writeback:
         self._high = int(options.high_water * pool.medium.ring_size)
         self._low = int(options.low_water * pool.medium.ring_size)
         self._groups = Groups(pool, dirty, grouped=options.order == "grouped")
+        self._nursery = nursery
+        self._retirement = Retirement(pool, nursery, self._retired)
         self._retries = Retries(emit)
         self._unsettled = False
         self._pacing = trio.CancelScope()
@@ -291,49 +272,90 @@ class Writeback:
             if not ledger.records and due:
                 await (self.clear_mark() if self._log.failure is None else self.aside.step_aside())
                 self._retries.succeeded()
-            while ledger.records and not self.stopped and self._goes_on(last, above):
-                if ledger.oldest_sealed() is None:
-                    self._log.seal()
-                elif not await self._move(self._groups.next()):
-                    break
+            await self._write_back_until(last, above)
             await self._groups.rest()
         finally:
+            await self._retirement.abandon()
             self._busy = False
             self._idle.set()
 
-    def _goes_on(self, last: int, above: bool) -> bool:
-        """Whether more is to be written back, up to the generation *last*, or if *above* to the low water mark."""
+    async def _write_back_until(self, last: int, above: bool) -> None:
+        """Write back up to the generation *last*, or if *above* to the low water mark. Then nothing is being retired.
+
+        Raises:
+            FusecacheError, OSError: the level below, or the log, failed.
+        """
+        ledger, retirement = self._log.ledger, self._retirement
+        while ledger.records:
+            retiring = retirement.generation
+            oldest = ledger.oldest_sealed() if retiring is None else ledger.sealed_after(retiring)
+            if retiring is not None and (oldest is None or not self._overlaps):
+                await retirement.settle()
+            elif self.stopped or not self._goes_on(oldest, last, above):
+                break
+            elif oldest is None:
+                self._log.seal()
+            elif not await self._move(self._groups.next() if retiring is None else [oldest]):
+                break
+        await retirement.settle()
+
+    def _goes_on(self, oldest: Generation | None, last: int, above: bool) -> bool:
+        """Whether *oldest*, the next generation, or the open one where that is None, is to be written back."""
         ledger = self._log.ledger
         if self._groups.in_flight or self._waiters.count or self._log.failure is not None:
             return True
         if above and self._log.space.dirty_used <= self._low:
             return False
-        oldest = ledger.oldest_sealed()
         return (ledger.open_generation if oldest is None else oldest.number) <= last
 
     async def _move(self, generations: Sequence[Generation]) -> bool:
         """Take all steps but the last for what goes below as one; False where it was stopped in between."""
-        last = generations[-1]
         if not await self._groups.announce(generations):
             return True
         if self.stopped:
             return False
         self._groups.begun = True
         records = chain.from_iterable(generation.records for generation in generations)
-        if not await Movement(self._log, self._below, self).carry_out(
+        if not await Movement(self._log, self._below, self, self._nursery).carry_out(
             plan_slices(records, self._below.preferred_io), self._options.writeback_depth
         ):
             return False
-        await self._below.flush()
-        await self._log.retire(Tail(last.end_position, last.end_lsn, last.number))
-        for generation in generations:
-            self._log.ledger.written_back(generation)
+        await self._flush_below()
+        await self._retirement.settle()
+        if self._overlaps:
+            self._retirement.begin(generations[0])
+        else:
+            await self._retirement.retire(generations)
+        return True
+
+    async def _flush_below(self) -> None:
+        ended = trio.Event()
+        failures: list[BaseException] = []
+
+        def done(error: BaseException | None) -> None:
+            failures.extend([] if error is None else [error])
+            ended.set()
+
+        # Where nothing is to be waited for, a turn of all tasks costs more than the flush.
+        outcome = self._below.try_flush(done)
+        if outcome is DECLINED:
+            await self._below.flush()
+        elif outcome is PENDING:
+            await ended.wait()
+        if failures:
+            raise failures[0]
+
+    @property
+    def _overlaps(self) -> bool:
+        """A generation may go below while the superblock that retires the one before is on its way."""
+        return self._options.order == "strict" and not self._groups.in_flight and self._log.failure is None
+
+    def _retired(self) -> None:
         if not self._options.keep_clean:
             self._log.drop_clean()
         self._emptied = time.monotonic()
         self._retries.succeeded()
         self._waiters.tell()
-        return True
 
     async def mend(self) -> None:
         """See :meth:`Groups.rest`."""

@@ -1,4 +1,4 @@
-"""A process that dies at any step of a group leaves what the table in ``fusecache_rwl.writeback`` promises."""
+"""A process that dies at any step of a group leaves what the table in ``fusecache_rwl.groups`` promises."""
 
 import random
 from collections.abc import Sequence

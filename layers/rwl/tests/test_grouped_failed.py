@@ -48,7 +48,7 @@ async def test_a_log_that_was_saved_in_part_before_a_crash_says_torn_while_it_is
                 await write(layer, number, content)
             await layer.flush()
         broken(bench, "superblock")
-        bench.faults.inject(Fault({"flush"}, delay=HANG, skip=3))
+        bench.faults.inject(Fault({"flush"}, delay=HANG, skip=4))
         saved = block(2) + block(2) + block(3)
         with trio.move_on_after(PATIENCE) as scope:
             async with trio.open_nursery() as nursery:
