@@ -28,6 +28,8 @@ _LONGER: Final = 8
 _STEPS: Final = 4
 _MOMENT: Final = 1
 """Milliseconds."""
+_LOOKS: Final = 4
+"""Looks of a spin before it asks whether tasks can run."""
 _SPUN: Final = 1
 _BLOCKED: Final = 8
 
@@ -83,7 +85,7 @@ class Waiting:
         """Spin, if it may pay; say whether there is something to do."""
         if not spin.allowed():
             return False
-        if self._completions.drain() or self._requests.poll(0) or self._poll_until(spin):
+        if self._poll_until(spin):
             spin.hit()
             return True
         return False
@@ -127,12 +129,14 @@ class Waiting:
         return found
 
     def _poll_until(self, spin: Spin) -> bool:
-        # Not before the first look, as asking takes as long as a look.
-        if _tasks_can_run():
-            return False
         poll, drain = self._requests.poll, self._completions.drain
         deadline = time.perf_counter_ns() + spin.nanoseconds
+        looks = 0
         while not drain() and not poll(0):
+            looks += 1
+            # To ask takes as long as a look, and most spins end with the first few.
+            if looks == _LOOKS and _tasks_can_run():
+                return False
             if time.perf_counter_ns() > deadline:
                 spin.missed()
                 return False

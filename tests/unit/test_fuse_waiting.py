@@ -127,13 +127,13 @@ async def test_a_result_of_the_kernel_that_takes_long_is_waited_for_without_slee
     assert kernel.looks == 0
 
 
-async def test_a_task_that_can_run_ends_a_spin_that_found_nothing_at_once(spinning: Rig) -> None:
+async def test_a_task_that_can_run_ends_a_spin_that_found_nothing_so_far(spinning: Rig) -> None:
     kernel = Kernel(spinning.completions, 30)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.lowlevel.checkpoint)
         assert spinning.waiting.linger(True) == 0
-        # One by linger() itself, one before the spin.
-        assert kernel.looks == 28
+        # One by linger() itself, and a few by the spin.
+        assert kernel.looks == 25
     # It counts as no spin in vain: the next one is tried.
     assert spinning.waiting.linger(True) > 0
     assert kernel.looks == 0
