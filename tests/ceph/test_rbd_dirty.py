@@ -11,13 +11,13 @@ import trio
 
 from fusecache.api import Backend, joined
 from fusecache.api.errors import Fenced, ImageBusy, LayerDirty, NotSupported, VolumeReadOnly
+from fusecache.mount import running_completions
 from fusecache.stack.assemble import Stack, open_stack
 from fusecache.stack.drop import drop_layer
 from fusecache.state.store import StateStore
 from fusecache.testing.file_sync import ThreadFileSync
 from tests.support.ceph import Cluster
 from tests.support.dirty_stacks import host, layer_of, stack_config, writeback_installed
-from tests.support.places import running_completions
 from tests.support.pools import pool_backend
 
 pytest.importorskip("rbd")

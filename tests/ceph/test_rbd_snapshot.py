@@ -29,7 +29,7 @@ pytest.importorskip("rbd")
 from fusecache.backends.rbd import blocking
 from fusecache.backends.rbd.client import Client
 from fusecache.backends.rbd.image import RbdImage
-from tests.support.places import running_completions
+from fusecache.mount import running_completions
 from tests.support.rbd import Settings, open_image
 
 SIZE = 8 * MIB

@@ -20,6 +20,7 @@ from fusecache.api import DONE, Attempt, Backend, Buffers, LayerPlugin, Volume, 
 from fusecache.api.errors import LayerDirty
 from fusecache.config.schema import LayerConfig, StackConfig
 from fusecache.images.image import Image
+from fusecache.mount import running_completions
 from fusecache.stack import assemble
 from fusecache.stack.discover import load
 from fusecache.state.store import StateStore
@@ -28,7 +29,7 @@ from fusecache.testing.claims import FreeClaim
 from fusecache.testing.file_sync import ThreadFileSync
 from tests.model.levels import Levels
 from tests.model.steps import RUNS, SIZES, Ask, Burst, Grow, Invalidate, Reopen, Resize, Seek, Step, WriteBack
-from tests.support.places import directory_backend, running_completions
+from tests.support.places import directory_backend
 from tests.support.writeback_layer import WritebackPlugin
 
 PATIENCE: Final = 30.0

@@ -16,12 +16,13 @@ import trio
 from fusecache.api import joined
 from fusecache.api.errors import CorruptState, ImageBusy, PoolMissing, unwrapped
 from fusecache.config.schema import LayerConfig, StackConfig
+from fusecache.mount import running_completions
 from fusecache.stack.assemble import Stack, open_stack
 from fusecache.stack.drop import drop_layer
 from fusecache.state.store import StateStore
 from fusecache.testing.file_sync import ThreadFileSync
 from tests.support.images import Call, opened, write
-from tests.support.places import directory_backend, running_completions
+from tests.support.places import directory_backend
 
 pytest.importorskip("fusecache_rwl", reason="the part rwl is left out")
 

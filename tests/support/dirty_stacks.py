@@ -19,6 +19,7 @@ from fusecache.api import LayerPlugin
 from fusecache.api.errors import unwrapped
 from fusecache.backends.directory_image import DirectoryImage
 from fusecache.config.schema import LayerConfig, StackConfig
+from fusecache.mount import running_completions
 from fusecache.stack import assemble, drop
 from fusecache.stack.assemble import Stack
 from fusecache.stack.discover import load
@@ -26,7 +27,7 @@ from fusecache.stack.drop import drop_layer
 from fusecache.state.image_state import ImageState
 from fusecache.state.store import StateStore
 from fusecache.testing.file_sync import ThreadFileSync
-from tests.support.places import directory_backend, running_completions
+from tests.support.places import directory_backend
 from tests.support.project import ROOT
 from tests.support.writeback_layer import WritebackLayer, WritebackPlugin
 

@@ -11,25 +11,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import trio
-
-from fusecache.api import Backend, Completions, Volume
+from fusecache.api import Backend, Volume
 from fusecache.backends import open_backend
 from fusecache.config.schema import DirectoryConfig
+from fusecache.mount import running_completions
 from fusecache.testing.claims import FreeClaim
-
-
-@asynccontextmanager
-async def running_completions() -> AsyncIterator[Completions]:
-    """Deliver results of threads until the end of the block."""
-    completions = Completions()
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(completions.run)
-            yield completions
-            nursery.cancel_scope.cancel()
-    finally:
-        completions.close()
 
 
 @asynccontextmanager

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from fusecache.api import Completions, Identity, ImageInfo
+from fusecache.mount import running_completions
 from tests.support.ceph import Cluster
-from tests.support.places import running_completions
 
 rados = pytest.importorskip("rados")
 rbd = pytest.importorskip("rbd")

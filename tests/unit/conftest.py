@@ -1,12 +1,21 @@
-"""What several modules on dirty stacks begin with."""
+"""What several modules begin with."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from fusecache.api import Completions
 from tests.support.dirty_stacks import NAME, SIZE, host, writeback_installed
 from tests.support.places import directory_backend
+
+
+@pytest.fixture
+def completions() -> Iterator[Completions]:
+    """The queue of results of an event loop that nobody runs yet."""
+    completions = Completions()
+    yield completions
+    completions.close()
 
 
 @pytest.fixture

@@ -18,13 +18,6 @@ PATIENCE = 20.0
 
 
 @pytest.fixture
-def completions() -> Iterator[Completions]:
-    completions = Completions()
-    yield completions
-    completions.close()
-
-
-@pytest.fixture
 def restless_threads() -> Iterator[None]:
     """Have threads take turns as often as the interpreter can."""
     interval = sys.getswitchinterval()

@@ -3,7 +3,6 @@
 import itertools
 import os
 import threading
-from collections.abc import Iterator
 
 import pytest
 import trio
@@ -12,13 +11,6 @@ from fusecache.api import Completions
 
 PATIENCE = 20.0
 """Seconds after which a result is taken to be lost."""
-
-
-@pytest.fixture
-def completions() -> Iterator[Completions]:
-    completions = Completions()
-    yield completions
-    completions.close()
 
 
 class AtWork:

@@ -12,13 +12,13 @@ import trio
 from fusecache.api import DECLINED, Attempt, Done, ImageRecord
 from fusecache.api.errors import LayerDirty
 from fusecache.config.schema import LayerConfig, StackConfig
+from fusecache.mount import running_completions
 from fusecache.stack.assemble import Stack, open_stack
 from fusecache.stack.drop import drop_layer
 from fusecache.state.manifest import decode
 from fusecache.state.store import StateStore
 from fusecache.testing import ThreadFileSync
 from fusecache.testing.memory import MemoryBackend, MemoryVolume
-from tests.support.places import running_completions
 
 pytest.importorskip("fusecache_rwl", reason="the part rwl is left out")
 

@@ -18,13 +18,6 @@ PATIENCE = 20.0
 
 
 @pytest.fixture
-def completions() -> Iterator[Completions]:
-    completions = Completions()
-    yield completions
-    completions.close()
-
-
-@pytest.fixture
 def ring(completions: Completions) -> Iterator[Ring]:
     ring = open_ring(completions)
     if ring is None:
