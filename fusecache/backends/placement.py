@@ -2,10 +2,10 @@
 
 Owns their placement. It must not know rings or requests.
 
-Waking a CPU that sleeps takes longer than a short request, so such are best done where the loop is; long ones are best
-done beside it. The kernel gives a placement to threads that it starts later (``IORING_REGISTER_IOWQ_AFF`` of
-``io_uring_register(2)``) and leaves those that run where they are, so these are moved one by one. Placement is a matter
-of speed only: every refusal is passed over.
+Waking a CPU that sleeps takes longer than a short request, so such are best done where the loop is; long ones, and all
+while idle CPUs are kept awake, are best done beside it. The kernel gives a placement to threads that it starts later
+(``IORING_REGISTER_IOWQ_AFF`` of ``io_uring_register(2)``) and leaves those that run where they are, so these are moved
+one by one. Placement is a matter of speed only: every refusal is passed over.
 """
 
 import os

@@ -35,7 +35,8 @@ has no space for a record, may do so under that mark too.
 would put older generations over newer ones, one by one. So in strict order, where nothing else ever tears anything, the
 mark says torn before a second generation goes below from a failed log; and a recovery that finds that word makes one
 group of all that it finds. In grouped order that word may be one that was not yet taken back, and only a group that a
-record names is carried out as one.
+record names is carried out as one. Not covered: later generations that went below from a log which failed in mid-group
+are put right when they go below again; until then the level is torn, and after the named group nothing says so.
 
 Where the level below is a layer that writes back, those under it stay torn until it has written all of the group back,
 after this layer has taken the word back. The core answers for that: see :meth:`fusecache.api.DirtyMark.mend`.
