@@ -91,10 +91,11 @@ class Groups:
     @property
     def is_stale(self) -> bool:
         """The mark says torn, and nothing would be after a crash."""
-        return self._dirty.is_torn and not self.in_flight and not self._is_ahead
+        return self._dirty.is_torn and not self.in_flight and not self.is_ahead
 
     @property
-    def _is_ahead(self) -> bool:
+    def is_ahead(self) -> bool:
+        """More is retired than a superblock says: the log has failed."""
         return self._log.space.tail != self._log.superblock.tail_position
 
     def next(self) -> Sequence[Generation]:
@@ -123,7 +124,7 @@ class Groups:
         """
         if not self.in_flight:
             await self._log.make_durable(generations[-1].end_lsn - 1)
-            if self._is_ahead and not self._grouped:
+            if self.is_ahead and not self._grouped:
                 await self._tear()
             return True
         await self._log.make_durable(self._log.lsn - 1)

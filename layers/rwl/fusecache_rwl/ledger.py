@@ -159,14 +159,9 @@ class Ledger:
         number = bisect_right(sealed, position, key=_end_position)
         return (sealed[number] if number < len(sealed) else self._open).record_at(position)
 
-    def oldest_sealed(self) -> Generation | None:
-        """Return the generation that is written back next."""
-        return self._sealed[0] if self._sealed else None
-
-    def sealed_after(self, generation: Generation) -> Generation | None:
-        """Return the sealed generation that follows the oldest one, which is *generation*."""
-        assert self._sealed[0] is generation
-        return self._sealed[1] if len(self._sealed) > 1 else None
+    def oldest_sealed(self, skip: int = 0) -> Generation | None:
+        """Return the oldest sealed generation, but for the first *skip* of them; None where there is none."""
+        return self._sealed[skip] if len(self._sealed) > skip else None
 
     def oldest_within(self, most_bytes: int, most_records: int) -> Sequence[Generation]:
         """Return the oldest sealed generations that have so many dirty bytes and records together at the most; the

@@ -103,7 +103,7 @@ class Log:
         self.deserted = False
         self.changed: Callable[[], None] = lambda: None
         # Up to which all is durable; which the last record names as that; of the last record that changes the image.
-        self._durable_lsn = self._told_lsn = self._changed_lsn = lsn - 1
+        self.durable_lsn = self._told_lsn = self._changed_lsn = lsn - 1
         self._recovered = lsn - 1
         self._persists = medium.persists
         self._encoder = Encoder(superblock.uuid)
@@ -141,14 +141,14 @@ class Log:
             generation = ledger.open_generation
             if padding:
                 self._pad(position - padding, generation, padding)
-            lsn, durable = self.lsn, self._durable_lsn
+            lsn, durable = self.lsn, self.durable_lsn
             header = self._header(lsn, self._incarnation, generation, kind, offset, length, data, durable)
             self._append(position, header, data)
             self.lsn = lsn + 1
             self._changed_lsn = lsn
             self._told_lsn = durable
             if self._persists:
-                self._durable_lsn = lsn
+                self.durable_lsn = lsn
             if kind is _DATA:
                 index.insert(offset, length, position + HEADER_SIZE)
             else:
@@ -176,7 +176,7 @@ class Log:
         """
         if self.failure is not None:
             return self._strand(done)
-        ledger, durable = self.ledger, self._durable_lsn
+        ledger, durable = self.ledger, self.durable_lsn
         generation = ledger.open_generation
         if ledger.seal(self.space.head, self.lsn) and durable > self._told_lsn:
             # Only a lower bound for recovery: where there is no space for it, the log does without.
@@ -189,7 +189,7 @@ class Log:
         """As :meth:`sync`, but within the open generation."""
         if self.failure is not None:
             return self._strand(done)
-        return self._durable_lsn >= self._changed_lsn or self._synced(self.lsn - 1, done)
+        return self.durable_lsn >= self._changed_lsn or self._synced(self.lsn - 1, done)
 
     async def make_durable(self, lsn: int) -> None:
         """Return when the record *lsn*, and all before it, are durable; at once where the log had failed before.
@@ -197,7 +197,7 @@ class Log:
         Raises:
             LogFailed: the medium failed.
         """
-        if self.failure is None and self._durable_lsn < lsn:
+        if self.failure is None and self.durable_lsn < lsn:
             await self.waits.told(lambda done: self._synced(self.lsn - 1, done, strands=False))
 
     def _strand(self, done: Callable[[BaseException | None], None]) -> bool:
@@ -220,12 +220,12 @@ class Log:
                 return
             # The LSNs of a log that has begun anew meanwhile are others.
             if encoder is self._encoder:
-                self._durable_lsn = max(self._durable_lsn, lsn)
+                self.durable_lsn = max(self.durable_lsn, lsn)
             done(None)
 
         if not self.medium.sync(synced):
             return False
-        self._durable_lsn = max(self._durable_lsn, lsn)
+        self.durable_lsn = max(self.durable_lsn, lsn)
         return True
 
     def name_group(self, group: Group) -> bool:
@@ -248,7 +248,7 @@ class Log:
             return False
         padding, position = reserved
         self.index.tail = self.space.clean_tail
-        durable = self._durable_lsn
+        durable = self.durable_lsn
         try:
             if padding:
                 self._pad(position - padding, generation, padding)
@@ -259,7 +259,7 @@ class Log:
             return False
         self._told_lsn = durable
         if self._persists:
-            self._durable_lsn = self.lsn
+            self.durable_lsn = self.lsn
         self.lsn += 1
         return True
 
@@ -326,7 +326,7 @@ class Log:
             tail_lsn=tail.lsn,
             written_back=tail.written_back,
             # What is before the tail is looked for no more.
-            durable_lsn=max(self._durable_lsn, tail.lsn - 1),
+            durable_lsn=max(self.durable_lsn, tail.lsn - 1),
         )
 
     async def begin_anew(self) -> None:
@@ -351,7 +351,7 @@ class Log:
         # In both places: were the new one ever lost, the old one would bring the old records back.
         await self._replace(replace(anew, sequence=anew.sequence + 1))
         self.lsn = 1
-        self._durable_lsn = self._told_lsn = self._changed_lsn = self._recovered = 0
+        self.durable_lsn = self._told_lsn = self._changed_lsn = self._recovered = 0
         self._encoder = Encoder(self.superblock.uuid)
         self._header = self._encoder.header
         self.ledger.clear()

@@ -17,7 +17,7 @@ LSN was beyond the head that a recovery found, and beyond it only the present in
 A check that fails is no proof that the data are gone: they are read again when they are asked for again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 import trio
@@ -54,6 +54,21 @@ class Proven:
             return self._part(self._kept, place, position, length)
         stored = self._log.medium.read_now(place[2], HEADER_SIZE + place[1])
         return None if stored is None else self._checked(stored, place, position, length)
+
+    def gather_now(self, pieces: Iterable[tuple[int, int]]) -> memoryview | None:
+        """Return the dirty bytes of several pieces, each a length and a log position, in memory of their own; None
+        where that would wait for the device.
+
+        Raises:
+            RecordDamaged, OSError: as :meth:`read_now`.
+        """
+        data = bytearray()
+        for length, position in pieces:
+            piece = self.read_now(position, length)
+            if piece is None:
+                return None
+            data += piece
+        return memoryview(data)
 
     async def read(self, position: int, length: int) -> Buffer:
         """As :meth:`read_now`, but waits. A cancellation waits, too. What is dirty keeps its place meanwhile."""

@@ -1,59 +1,26 @@
-"""Write-back: moves dirty data to the level below, one or several generations at a time, and then retires them.
+"""Write-back: when dirty data go to the level below, and how far.
 
-Owns when and in which order. It must not know requests from above, nor how records are stored.
-
-**One generation at a time** (``order = "strict"``, and always where no more than one waits). Of a process killed, or
-power lost, after each step:
-
-====  ==========================================  ======================================================================
-step                                              what is true
-====  ==========================================  ======================================================================
-1     the generation is sealed (in memory only)   below is all before it
-2     some of its moves are written below         below is all before it, and some of it; the log still has all of it
-3     all of them are                             below is all of it, perhaps not yet durable there
-4     the level below is flushed                  below is all of it, durable
-5     the superblock names the next generation    the same; recovery begins behind it
-6     its space is let go                         the same
-====  ==========================================  ======================================================================
-
-Killed before step 5, recovery finds the whole generation dirty again and moves it again, which changes nothing: the
-moves of a generation carry its newest content only. A task that is cancelled in between leaves the same.
-
-**Beside step 5** the next generation takes steps 1 to 4 in strict order, and the one after that waits. Killed then,
-recovery finds both, over all of the first and some of the second. It moves the first again: below is all of that still,
-and of the second less than before. With some of a third below, too, the second would not be whole any more.
-
-Between steps 1 and 2 a generation that no flush has ended is made durable in the log: so the level below never has
-what the log could lose, and what is read is what the medium has, not what the page cache failed to write. A crash
-before that leaves below all before it, and in the log a prefix of it.
-
-In a log that has failed step 5 is in memory only; :mod:`fusecache_rwl.groups` has what that leaves, and what several
-generations that go below as one do.
-
-What is moved is read from the log, which keeps dirty data in place. No request from above ever reaches the range of a
-move in the level below: what is dirty is answered from the log.
+Owns the task that does it, and what those above want of it. It must not know requests from above, nor the steps of what
+goes below (:mod:`fusecache_rwl.descent`).
 """
 
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
-from itertools import chain
+from collections.abc import Callable
 from typing import Final
 
 import trio
 
-from fusecache.api import DECLINED, PENDING, DirtyMark, Emit, FusecacheError, LayerState, Volume
+from fusecache.api import DirtyMark, Emit, FusecacheError, LayerState, Volume
 from fusecache.api.errors import VolumeClosed
 from fusecache_rwl.aside import Aside
+from fusecache_rwl.descent import Descent
 from fusecache_rwl.failures import RecordDamaged
 from fusecache_rwl.groups import Groups
 from fusecache_rwl.ledger import Generation
 from fusecache_rwl.log import Log
-from fusecache_rwl.merge import plan_slices
-from fusecache_rwl.movement import Movement
 from fusecache_rwl.options import RwlOptions
-from fusecache_rwl.retirement import Retirement
 from fusecache_rwl.retries import Retries
 from fusecache_rwl.waiters import Waiters
 
@@ -86,12 +53,15 @@ class Writeback:
         self._high = int(options.high_water * pool.medium.ring_size)
         self._low = int(options.low_water * pool.medium.ring_size)
         self._groups = Groups(pool, dirty, grouped=options.order == "grouped")
-        self._nursery = nursery
-        self._retirement = Retirement(pool, nursery, self._retired)
+        self._descent = Descent(pool, below, options, self._groups, self, nursery, self._retired)
+        # How far write-back goes now: to that generation, and if so only to the low water mark.
+        self._last = 0
+        self._above = False
         self._retries = Retries(emit)
         self._unsettled = False
         self._pacing = trio.CancelScope()
         self._busy = False
+        self._short = 0
         self._stopped = False
         self._emptied = time.monotonic()
         self._idle = trio.Event()
@@ -155,11 +125,15 @@ class Writeback:
         Raises:
             FusecacheError: write-back has ended.
         """
-        with trio.move_on_at(until), self._waiters.one_more():
-            await self._waiters.wait()
-            self._waiters.check()
-            return True
-        return False
+        self._short += 1
+        try:
+            with trio.move_on_at(until), self._waiters.one_more():
+                await self._waiters.wait()
+                self._waiters.check()
+                return True
+            return False
+        finally:
+            self._short -= 1
 
     async def _until(self, finished: Callable[[], bool]) -> None:
         seen = self._retries.count
@@ -262,93 +236,30 @@ class Writeback:
     async def _write_back(self) -> None:
         """Write back the group in flight, and where it is time for more generations until the low water mark, or, for
         somebody who waits or for age, all of them."""
-        ledger, space = self._log.ledger, self._log.space
-        above = space.dirty_used > self._high
+        ledger = self._log.ledger
+        self._above = self._log.space.dirty_used > self._high
         due = self._leisure() <= 0
-        last = ledger.open_generation if due else 0
+        self._last = ledger.open_generation if due else 0
         self._busy = True
         self._idle = trio.Event()
         try:
             if not ledger.records and due:
                 await (self.clear_mark() if self._log.failure is None else self.aside.step_aside())
                 self._retries.succeeded()
-            await self._write_back_until(last, above)
+            await self._descent.carry_on()
             await self._groups.rest()
         finally:
-            await self._retirement.abandon()
             self._busy = False
             self._idle.set()
 
-    async def _write_back_until(self, last: int, above: bool) -> None:
-        """Write back up to the generation *last*, or if *above* to the low water mark. Then nothing is being retired.
-
-        Raises:
-            FusecacheError, OSError: the level below, or the log, failed.
-        """
-        ledger, retirement = self._log.ledger, self._retirement
-        while ledger.records:
-            retiring = retirement.generation
-            oldest = ledger.oldest_sealed() if retiring is None else ledger.sealed_after(retiring)
-            if retiring is not None and (oldest is None or not self._overlaps):
-                await retirement.settle()
-            elif self.stopped or not self._goes_on(oldest, last, above):
-                break
-            elif oldest is None:
-                self._log.seal()
-            elif not await self._move(self._groups.next() if retiring is None else [oldest]):
-                break
-        await retirement.settle()
-
-    def _goes_on(self, oldest: Generation | None, last: int, above: bool) -> bool:
-        """Whether *oldest*, the next generation, or the open one where that is None, is to be written back."""
+    def goes_on(self, generation: Generation | None) -> bool:
+        """Say whether *generation*, the next one, or the open one where that is None, is to be written back."""
         ledger = self._log.ledger
         if self._groups.in_flight or self._waiters.count or self._log.failure is not None:
             return True
-        if above and self._log.space.dirty_used <= self._low:
+        if self._above and self._log.space.dirty_used <= self._low:
             return False
-        return (ledger.open_generation if oldest is None else oldest.number) <= last
-
-    async def _move(self, generations: Sequence[Generation]) -> bool:
-        """Take all steps but the last for what goes below as one; False where it was stopped in between."""
-        if not await self._groups.announce(generations):
-            return True
-        if self.stopped:
-            return False
-        self._groups.begun = True
-        records = chain.from_iterable(generation.records for generation in generations)
-        if not await Movement(self._log, self._below, self, self._nursery).carry_out(
-            plan_slices(records, self._below.preferred_io), self._options.writeback_depth
-        ):
-            return False
-        await self._flush_below()
-        await self._retirement.settle()
-        if self._overlaps:
-            self._retirement.begin(generations[0])
-        else:
-            await self._retirement.retire(generations)
-        return True
-
-    async def _flush_below(self) -> None:
-        ended = trio.Event()
-        failures: list[BaseException] = []
-
-        def done(error: BaseException | None) -> None:
-            failures.extend([] if error is None else [error])
-            ended.set()
-
-        # Where nothing is to be waited for, a turn of all tasks costs more than the flush.
-        outcome = self._below.try_flush(done)
-        if outcome is DECLINED:
-            await self._below.flush()
-        elif outcome is PENDING:
-            await ended.wait()
-        if failures:
-            raise failures[0]
-
-    @property
-    def _overlaps(self) -> bool:
-        """A generation may go below while the superblock that retires the one before is on its way."""
-        return self._options.order == "strict" and not self._groups.in_flight and self._log.failure is None
+        return (ledger.open_generation if generation is None else generation.number) <= self._last
 
     def _retired(self) -> None:
         if not self._options.keep_clean:
@@ -389,11 +300,25 @@ class Writeback:
             return True
         return self._stopped
 
+    @property
+    def paced(self) -> bool:
+        """:meth:`pace` may wait: there is a rate, and nobody waits."""
+        return bool(self.rate) and not self._waiters.count and not self._stopped and self._log.failure is None
+
+    @property
+    def short_of_space(self) -> bool:
+        """Somebody waits for space."""
+        return self._short > 0
+
+    def moved(self, length: int) -> None:
+        """Account for *length* bytes of data moved."""
+        self.moved_bytes += length
+
     async def pace(self, length: int) -> None:
         """Account for *length* bytes of data moved, and wait as the rate asks, unless somebody waits."""
-        self.moved_bytes += length
-        rate = self.rate
-        if rate and not self._waiters.count and not self._stopped and self._log.failure is None:
-            self._pacing = trio.CancelScope(deadline=trio.current_time() + length / rate)
+        self.moved(length)
+        if self.paced:
+            assert self.rate is not None
+            self._pacing = trio.CancelScope(deadline=trio.current_time() + length / self.rate)
             with self._pacing:
                 await trio.sleep_forever()
