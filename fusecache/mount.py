@@ -19,7 +19,7 @@ from typing import Final, Self
 
 import trio
 
-from fusecache.api.backend import Backend
+from fusecache.api.backend import Backend, ImageInfo
 from fusecache.api.completions import Completions
 from fusecache.api.errors import unwrapped
 from fusecache.api.file_sync import FileSync
@@ -43,6 +43,7 @@ from fusecache.stack.assemble import Stack
 from fusecache.stack.assemble import open_stack as assemble_stack
 from fusecache.stack.drop import drop_layer
 from fusecache.stack.link import Op
+from fusecache.stack.remove import remove_image
 from fusecache.state.full_report import FullReport
 from fusecache.state.store import MountRecord, StateStore
 
@@ -223,11 +224,13 @@ class _Parts:
                 guard=config.mount.guard,
             ),
             drop_layer=self._drop_layer,
+            remove_image=lambda name: remove_image(backend=backend, name=name, store=store, mountpoint=str(path)),
             stack_for=config.stack_for,
             nursery=nursery,
             release_after=config.mount.release_after,
             emit=events.emit,
             on_open=self._apply_rates,
+            on_open_failed=self._note_failure,
             content_changed=self._invalidate,
         )
         sources = Sources(
@@ -257,6 +260,10 @@ class _Parts:
 
     def _apply_rates(self, image: Image) -> None:
         self._control.rates.apply(image)
+        self._control.runner.record_opened(image.info)
+
+    def _note_failure(self, info: ImageInfo, error: Exception) -> None:
+        self._control.runner.record_open_failure(info, error)
 
     async def _drop_layer(self, name: str, index: int, dirty: bool, torn: bool) -> None:
         configured = self._stack_for(name)

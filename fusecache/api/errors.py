@@ -56,7 +56,7 @@ class PluginMissing(FusecacheError):
 
 
 class PoolMissing(FusecacheError):
-    """A dirty layer's pool file is not where the manifest says (ENODATA)."""
+    """A dirty layer's pool file is not where the manifest says, or the directory for pool files is gone (ENODATA)."""
 
     errno = _errno.ENODATA
 

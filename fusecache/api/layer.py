@@ -55,6 +55,7 @@ class LayerStatus:
         errors: requests that failed for a reason of the layer's own medium or replicas.
         hits, misses: reads answered by the layer, and by the level below.
         replicas: one mapping for each replica, JSON-compatible.
+        note: one line for people where something is not as usual; otherwise empty.
     """
 
     state: LayerState = LayerState.CLEAN
@@ -68,6 +69,7 @@ class LayerStatus:
     writeback_bytes: int = 0
     errors: int = 0
     replicas: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+    note: str = ""
 
 
 class Layer(Volume):
@@ -127,18 +129,31 @@ class DirtyMark(Protocol):
             the mark was durable, or of a time before others changed the image. None of it may be read or written back.
         is_torn: from the end of a successful :meth:`tear`, or from the opening of a layer that was left so, to the
             beginning of :meth:`mend` or :meth:`clear`. Set only while *is_set* is.
+        is_torn_beyond: the same of a :meth:`tear` with *beyond*. Set only while *is_torn* is.
+        files_id: what :meth:`set` was told last, also before the layer was opened if that was dirty. **A layer that is
+            opened dirty over files of another id has been given a copy of before**, when it was clean in between or
+            its data was discarded: none of it may be read or written back.
     """
 
     @property
     def is_set(self) -> bool: ...
     @property
     def is_torn(self) -> bool: ...
+    @property
+    def is_torn_beyond(self) -> bool: ...
+    @property
+    def files_id(self) -> str: ...
 
-    async def set(self) -> None:
-        """Return when the mark is durable; at once where it is set already.
+    async def set(self, files_id: str = "") -> None:
+        """Return when the mark is durable; at once where it is set already, and for the same files.
 
         To be called before a change that is not below is acknowledged, and before the layer's files hold anything
         that a later open would take for dirty. Calls for one image, of any layer, come one after another.
+
+        Args:
+            files_id: tells the layer's files from all that had their names before, or will have: a random text, which
+                stands in the files too and is made when the layer begins them anew. Said by the same durable writes.
+                Empty: the layer does not tell them apart.
 
         A cancellation leaves the mark not set in the eyes of the layer, durably set or not; the next :meth:`set` or
         :meth:`clear` settles that, and a layer that is opened with the mark set and nothing dirty clears it.
@@ -161,14 +176,19 @@ class DirtyMark(Protocol):
             FusecacheError, OSError: the record or the manifest cannot be written.
         """
 
-    async def tear(self) -> None:
+    async def tear(self, *, beyond: bool = False) -> None:
         """Return when it is durable that the level below may be torn (see :attr:`Layer.torn`); at once if it is.
 
-        To be called, with the mark set, before the first byte goes below of what must go there as a whole. From then
-        on a discard of the layer's dirty data, also one on another host or without the plugin, is refused unless it
-        says that it takes a torn level below.
+        To be called before the first byte goes below of what must go there as a whole. From then on a discard of the
+        layer's dirty data, also one on another host or without the plugin, is refused unless it says that it takes a
+        torn level below. A mark that is not set is set, by the same durable writes.
 
-        A cancellation, or an error, leaves it durably so or not, and not torn in the eyes of the layer.
+        Args:
+            beyond: more is below than the whole that the layer's own files tell of, or will be. It is kept for the
+                layer: opened so, it is to take all that it finds for one whole. To the core it is the same word. Once
+                said it stays until the word is taken back, also when *beyond* is not said again.
+
+        A cancellation, or an error, leaves it durably so or not, and in the eyes of the layer as it was.
 
         Raises:
             VolumeReadOnly: the image's lock is not ours any more.

@@ -77,6 +77,15 @@ def format_size(size: int) -> str:
     return str(size)
 
 
+def readable_size(size: int) -> str:
+    """Return *size* for people, not below 0: rounded to one place behind the point, with none where it is exact."""
+    if size < 1024:
+        return f"{size}B" if size else "0"
+    units = list(_BINARY_UNITS.items())
+    unit, scale = next((pair for pair in units if size < 1023.95 * pair[1]), units[-1])
+    return f"{size // scale}{unit}" if size % scale == 0 else f"{size / scale:.1f}{unit}"
+
+
 def format_rate(rate: int | None) -> str:
     """Return the text that :func:`parse_rate` reads back."""
     return "max" if rate is None else format_size(rate)

@@ -14,6 +14,7 @@ lower-case hexadecimal digits. The second is JSON with sorted keys and no blanks
 
 import json
 import re
+import shlex
 from typing import Annotated, Final
 
 from crc32c import crc32c
@@ -82,10 +83,11 @@ def check_holder(record: ImageRecord | None, claim: Claim, image: str) -> None:
     """
     if record is None or record.holder in (None, claim.host) or claim.take_over:
         return
+    quoted = shlex.quote(image)
     raise ImageBusy(
         f"image {image!r} has dirty data on host {record.holder_name or 'without a name'} ({record.holder}), this is "
-        f"host {claim.host}: write it back there with `fusecache flush`, or take the image over with "
-        "`fusecache failover`"
+        f"host {claim.host}: write it back there with `fusecache flush CONFIG {quoted}`, or give that data up with "
+        f"`fusecache discard CONFIG {quoted} --layer N --dirty`, the top layer first"
     )
 
 

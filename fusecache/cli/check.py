@@ -70,7 +70,11 @@ def examine(config: Config, stacks: Sequence[Sequence[LayerReport]], infos: Sequ
     for number, stack in enumerate(stacks):
         for report in stack:
             if report.missing:
-                then = "its images do not open" if report.layer.required else "its images open without it"
+                then = (
+                    "its images do not open"
+                    if report.layer.required
+                    else "its images open without it, but where it is dirty (ENODEV)"
+                )
                 problems.append(f"stack[{number}], layer {report.layer.index}: {report.missing}; {then}")
             problems += [f"stack[{number}], layer {report.layer.index}: wrong options"] if report.mistakes else []
     for number, configured in enumerate(config.stacks):

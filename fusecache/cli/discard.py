@@ -25,7 +25,7 @@ def command(target: Path, image: str, layer: int, dirty: bool, torn: bool, yes: 
     A layer that is dirty is refused with exit code 3, unless --dirty is given; with --dirty, one that lies under
     dirty layers is: discard those first. So is a layer that is in the middle of writing back a group of writes, or
     holds such a group of a layer above it, unless --torn is given: what is below then has some of the group, and file
-    systems on it may be beyond repair.
+    systems on it may be beyond repair. While a program has the image open for writing, --dirty is refused.
     """
     if torn and not dirty:
         raise click.UsageError("--torn without --dirty")

@@ -126,12 +126,18 @@ class Mounted:
         """Return an image's object of ``status.json``.
 
         Raises:
-            Failure: the mount has no such image.
+            Failure: the mount has no such image, or none that is open, and the backend does not say what else there is.
         """
-        images: list[dict[str, Any]] = self.status()["images"]
+        mount = self.status()
+        images: list[dict[str, Any]] = mount["images"]
         for status in images:
             if status["name"] == image:
                 return status
+        if not mount["complete"]:
+            raise Failure(
+                f"{self.mountpoint}: the backend does not answer: whether there is an image {image!r}, which is not "
+                "open, is not known"
+            )
         raise self._no_image(image)
 
     def events(self) -> list[str]:

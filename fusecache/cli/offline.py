@@ -14,7 +14,7 @@ from fusecache.api.errors import unwrapped
 from fusecache.backends import open_backend
 from fusecache.cli.output import Progress, progress
 from fusecache.config.schema import Config
-from fusecache.control.progress import progress_text
+from fusecache.control.progress import Pace
 from fusecache.metrics.text import printable
 from fusecache.mount import log_event, open_stack, running_completions
 from fusecache.stack.assemble import Stack
@@ -113,10 +113,9 @@ async def _backend(config: Config) -> AsyncIterator[Backend]:
 
 async def _show_progress(stack: Stack, index: int | None, line: Progress) -> None:
     layers = [hop.layer for hop in stack.layers if index in (None, hop.index)]
-    begun, before = trio.current_time(), sum(layer.status().writeback_bytes for layer in layers)
+    pace = Pace(trio.current_time(), {("", at): layer.status().writeback_bytes for at, layer in enumerate(layers)})
     while True:
         figures = [layer.status() for layer in layers]
-        left = sum(status.dirty_bytes for status in figures)
-        written = sum(status.writeback_bytes for status in figures) - before
-        line.show(progress_text(left, written, trio.current_time() - begun))
+        pace.look(trio.current_time(), {("", at): status.writeback_bytes for at, status in enumerate(figures)})
+        line.show(pace.text({("", at): status.dirty_bytes for at, status in enumerate(figures)}))
         await trio.sleep(_POLL_EVERY)

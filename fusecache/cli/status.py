@@ -6,8 +6,9 @@ from typing import Any, TypeAlias
 
 import click
 
-from fusecache.api.units import format_size
+from fusecache.api.units import readable_size
 from fusecache.cli.failure import Failure
+from fusecache.cli.mounted import Mounted
 from fusecache.cli.output import json_option, print_json, print_table
 from fusecache.cli.target import all_mounts, mount_at
 from fusecache.metrics.text import printable
@@ -22,7 +23,10 @@ _HEAD = ("image", "size", "open", "state", "layers", "dirty", "oldest", "hit rat
 @click.argument("image", required=False)
 @json_option
 def command(mountpoint: Path | None, image: str | None, as_json: bool) -> None:
-    """Show the images of MOUNTPOINT, or IMAGE alone; without MOUNTPOINT, of all mounts."""
+    """Show the images of MOUNTPOINT, or IMAGE alone; without MOUNTPOINT, of all mounts.
+
+    Exits with 1 where the backend does not list its images, so that some that are not open may be missing.
+    """
     if mountpoint is None:
         _show_all(as_json)
         return
@@ -33,29 +37,44 @@ def command(mountpoint: Path | None, image: str | None, as_json: bool) -> None:
             print_json(status)
         else:
             _print_images([status])
-    elif as_json:
-        click.echo(mount.read("status.json"))
     else:
-        _show(mount.status())
+        _show_mount(mount, as_json)
+
+
+def _show_mount(mount: Mounted, as_json: bool) -> None:
+    status = mount.status()
+    if as_json:
+        print_json(status)
+    else:
+        _show(status)
+    if not status["complete"]:
+        raise Failure(_incomplete(mount.mountpoint))
 
 
 def _show_all(as_json: bool) -> None:
-    found, silent = [], []
+    found, wrong = [], []
     for mount in all_mounts():
         try:
-            found.append(mount.status())
+            found.append(status := mount.status())
         except Failure as failure:
-            silent.append(failure.message)
+            wrong.append(failure.message)
+        else:
+            if not status["complete"]:
+                wrong.append(_incomplete(mount.mountpoint))
     if as_json:
         print_json(found)
-    elif not found and not silent:
+    elif not found and not wrong:
         click.echo("no fusecache mounts")
     else:
         for number, status in enumerate(found):
             click.echo("\n" if number else "", nl=False)
             _show(status)
-    if silent:
-        raise Failure("\n".join(silent))
+    if wrong:
+        raise Failure("\n".join(wrong))
+
+
+def _incomplete(mountpoint: Path) -> str:
+    return f"{mountpoint}: the backend does not answer: images that are not open may be missing"
 
 
 def _show(status: Json) -> None:
@@ -78,11 +97,11 @@ def image_row(image: Json) -> Sequence[str]:
     replicas = [str(replica.get("state", "?")) for layer in layers for replica in layer["replicas"]]
     return (
         image["name"],
-        format_size(image["size"]),
+        readable_size(image["size"]),
         "yes" if image["open"] else "no",
         image["state"],
         " ".join(f"{layer['index']}:{layer['plugin']}" for layer in reversed(layers)) or "-",
-        "?" if None in dirty else format_size(sum(dirty)),
+        "?" if None in dirty else readable_size(sum(dirty)),
         f"{max(ages):.0f}s" if ages else "-",
         _hit_rate(layers),
         ", ".join(replicas) or "-",

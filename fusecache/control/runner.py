@@ -1,7 +1,6 @@
 """Commands under way: from the bytes of one ``write(2)`` to its result.
 
-Owns which commands are running, what the last failure of each image was, and how long a writer waits. It must not know
-files.
+Owns which commands are running, what is remembered of failures, and how long a writer waits. It must not know files.
 
 The end of each command is an event: ``command-done``, ``command-failed``, or ``command-refused`` where it would have
 lost data.
@@ -24,7 +23,8 @@ from fusecache.api.layer import Emit
 from fusecache.api.volume import Done
 from fusecache.control.commands import Command, CommandFile, Flush, Snapshot, parse
 from fusecache.control.execute import Executor
-from fusecache.control.progress import IDLE, Written, progress_line, written_by
+from fusecache.control.failures import MOUNT, LastErrors
+from fusecache.control.progress import IDLE, LOOK_EVERY, Pace, left_of, written_by
 from fusecache.control.service import ImageService
 from fusecache.metrics.text import printable
 
@@ -56,16 +56,15 @@ class Running:
     """A command under way.
 
     Attributes:
-        since: when it began, seconds since the epoch; *clock* the same on trio's clock.
-        written: what was written back before it began.
+        since: when it began, seconds since the epoch.
+        pace: of its write-back.
         error: how it ended, once *ended* is set.
     """
 
     target: Target
     command: Command
     since: float
-    clock: float
-    written: Written
+    pace: Pace
     error: BaseException | None = None
     ended: trio.Event = field(default_factory=trio.Event)
 
@@ -98,7 +97,7 @@ class CommandRunner:
         self._nursery = nursery
         self._emit = emit
         self._control_wait = control_wait
-        self._last_errors: dict[str, str] = {}
+        self._last_errors = LastErrors()
 
     def submit(self, target: Target, content: bytes, done: Done) -> None:
         """Start the command in *content*; ``done`` is called once with its result, never from inside this call.
@@ -111,14 +110,26 @@ class CommandRunner:
         except BadCommand as error:
             self._record_failure(target, str(error))
             raise
-        running = Running(target, command, time.time(), trio.current_time(), written_by(self._service.all_open()))
+        pace = Pace(trio.current_time(), written_by(self._service.all_open()))
+        running = Running(target, command, time.time(), pace)
         self._nursery.start_soon(self._run, running)
+        if isinstance(command, Flush | Snapshot):
+            self._nursery.start_soon(self._watch, running)
         self._nursery.start_soon(self._answer, running, done)
         self.running.append(running)
 
-    def last_error(self, info: ImageInfo) -> str:
-        """Return why the last failed command on an image failed; empty where none has."""
-        return self._last_errors.get(info.key, "")
+    def last_error(self, info: ImageInfo | None) -> str:
+        """Return why the last failed command on an image, or with None on the mount, failed, or the last failed open;
+        empty where none has, or each was followed by one of the same kind that did not fail."""
+        return self._last_errors.latest(_key(info))
+
+    def record_open_failure(self, info: ImageInfo, error: Exception) -> None:
+        """Note why an image could not be opened: whoever opens its file sees no more than the errno."""
+        self._last_errors.failed(info.key, None, f"open: {_reason_of(error)}")
+
+    def record_opened(self, info: ImageInfo) -> None:
+        """An image was opened: why it could not be before is over."""
+        self._last_errors.succeeded(info.key, None)
 
     def progress(self, info: ImageInfo | None, kind: type[Flush | Snapshot] = Flush) -> str:
         """Return how far the oldest flush, or what else *kind* says, that concerns an image, or with None any image,
@@ -128,10 +139,21 @@ class CommandRunner:
             if isinstance(command, kind) and (info is None or image is None or image.key == info.key):
                 key = info.key if info is not None else image.key if image is not None else None
                 images = [opened for opened in self._service.all_open() if key in (None, opened.info.key)]
-                elapsed = trio.current_time() - running.clock
-                layer = command.layer if isinstance(command, Flush) else None
-                return progress_line(images, layer, running.written, elapsed)
+                self._look(running)
+                return running.pace.text(left_of(images, command.layer if isinstance(command, Flush) else None))
         return IDLE
+
+    def _look(self, running: Running) -> None:
+        image = running.target.image
+        images = [opened for opened in self._service.all_open() if image is None or opened.info.key == image.key]
+        running.pace.look(trio.current_time(), written_by(images))
+
+    async def _watch(self, running: Running) -> None:
+        """Look now and then, so that whoever asks learns how long nothing has moved."""
+        while not running.ended.is_set():
+            with trio.move_on_after(LOOK_EVERY):
+                await running.ended.wait()
+            self._look(running)
 
     async def _run(self, running: Running) -> None:
         target, command = running.target, running.command
@@ -140,6 +162,7 @@ class CommandRunner:
                 await self._executor.flush_all(self._record_image_failure)
             else:
                 await self._executor.execute(target.image, command)
+            self._record_success(target)
             self._emit("command-done", f"{target}: {command}")
         except BadCommand as error:
             running.error = error
@@ -166,13 +189,21 @@ class CommandRunner:
             done(running.error if running.ended.is_set() else error)
 
     def _record_failure(self, target: Target, reason: str, kind: str = "command-failed") -> None:
-        if target.image is not None:
-            self._last_errors[target.image.key] = printable(reason)
+        self._last_errors.failed(_key(target.image), target.file, reason)
         self._emit(kind, f"{target}: {reason}")
+
+    def _record_success(self, target: Target) -> None:
+        self._last_errors.succeeded(_key(target.image), target.file)
+        if target.image is None:
+            self._last_errors.all_flushed()
 
     def _record_image_failure(self, info: ImageInfo, error: Exception) -> None:
         _log_unexpected(error)
-        self._last_errors[info.key] = printable(f"flush all: {_reason_of(error)}")
+        self._last_errors.failed(info.key, CommandFile.FLUSH, f"flush all: {_reason_of(error)}")
+
+
+def _key(image: ImageInfo | None) -> str:
+    return MOUNT if image is None else image.key
 
 
 def _mount_ending() -> OSError:

@@ -100,9 +100,14 @@ class StatusSource:
             "size": info.size if opened is None else opened.size,
             "open": opened is not None,
             "state": (LayerState.FAILED if opened is not None and opened.lost else worst_state(layers)).value,
-            "note": "" if opened is None else opened.note,
+            "note": _note("" if opened is None else opened.note, layers),
             "layers": [_layer(layer) for layer in layers],
         }
+
+
+def _note(note: str, layers: Sequence[LayerView]) -> str:
+    notes = [note, *(f"layer {layer.index}: {layer.status.note}" for layer in layers if layer.status.note)]
+    return "; ".join(filter(None, notes))
 
 
 def _layer(view: LayerView) -> Json:

@@ -6,9 +6,11 @@ Owns columns and headings. Pure: it must not know where the figures come from.
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 
-from fusecache.api.units import format_size
+from fusecache.api.units import readable_size
 from fusecache.control.status import Json
 from fusecache.metrics.text import printable
+
+INCOMPLETE = "The backend does not answer: images that are not open may be missing here."
 
 _IMAGE_HEAD = ("IMAGE", "SIZE", "OPEN", "STATE")
 _LAYER_HEAD = ("LAYER", "PLUGIN", "STATE", "DIRTY", "USED", "OF", "OLDEST", "HITS", "MISSES", "WRITES", "ERRORS")
@@ -24,7 +26,7 @@ def mount_text(mount: Json) -> Iterator[str]:
         yield "\n"
         yield from (f"{note}\n" for note in notes)
     if not mount["complete"]:
-        yield "\nThe backend does not answer: images that are not open may be missing here.\n"
+        yield f"\n{INCOMPLETE}\n"
     if mount["commands"]:
         rows = [
             (c["command"], "-" if c["image"] is None else printable(c["image"]), c["since"]) for c in mount["commands"]
@@ -47,7 +49,7 @@ def note_lines(images: Iterable[Json]) -> list[str]:
 def _image_rows(images: Iterable[Json]) -> Iterator[Sequence[str]]:
     yield _IMAGE_HEAD + _LAYER_HEAD
     for image in images:
-        first = (printable(image["name"]), format_size(image["size"]), _yes(image["open"]), image["state"])
+        first = (printable(image["name"]), readable_size(image["size"]), _yes(image["open"]), image["state"])
         layers = [_layer_cells(layer) for layer in image["layers"]] or [("-",) * len(_LAYER_HEAD)]
         yield first + layers[0]
         yield from (("",) * len(first) + layer for layer in layers[1:])
@@ -59,8 +61,8 @@ def _layer_cells(layer: Json) -> tuple[str, ...]:
         str(layer["index"]),
         layer["plugin"],
         layer["state"],
-        "?" if layer["dirty_bytes"] is None else format_size(layer["dirty_bytes"]),
-        *(format_size(layer[key]) for key in ("used_bytes", "size_bytes")),
+        "?" if layer["dirty_bytes"] is None else readable_size(layer["dirty_bytes"]),
+        *(readable_size(layer[key]) for key in ("used_bytes", "size_bytes")),
         "-" if oldest is None else f"{oldest:.0f}s",
         *(str(layer[key]) for key in ("hits", "misses", "writes", "errors")),
     )

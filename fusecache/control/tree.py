@@ -74,6 +74,7 @@ class ControlTree:
             "status": self._report(("status",), self._mount_status(mount_text)),
             "status.json": self._report(("status.json",), self._mount_status(_json_pieces)),
             "metrics": self._report(("metrics",), _in_steps(metrics)),
+            "last_error": self._report(("last_error",), _at_once(lambda: _lines([self.runner.last_error(None)]))),
             "events": self._report(("events",), _at_once(lambda: _lines(events.lines()))),
             _IMAGES: _ImagesDirectory(service, owner, self._image_directory),
         }

@@ -28,7 +28,6 @@ import trio
 
 from fusecache.api.backend import Backend, ImageInfo
 from fusecache.api.errors import (
-    BadCommand,
     Fenced,
     FusecacheError,
     ImageBusy,
@@ -60,7 +59,9 @@ class Registry:
         nursery: where hosting tasks live.
         release_after: seconds an unused image stays open, and locked, before it is written back and closed.
         drop_layer: drops a layer of an image that is not open, by image name, layer index, whether dirty, whether torn.
+        remove_image: removes an image that is not open, with all files of its layers, by its name.
         on_open: called with each image that was opened, before anybody uses it.
+        on_open_failed: called with each image that could not be opened, and why.
         content_changed: called when an image's content changed otherwise than by requests.
     """
 
@@ -74,17 +75,21 @@ class Registry:
         release_after: float,
         emit: Emit,
         on_open: Callable[[Image], None] = lambda image: None,
+        on_open_failed: Callable[[ImageInfo, Exception], None] = lambda info, error: None,
         content_changed: Callable[[Image], None] = lambda image: None,
         drop_layer: Callable[[str, int, bool, bool], Awaitable[None]] | None = None,
+        remove_image: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
         self.backend = backend
         self._drop_layer = drop_layer
+        self._remove_image = remove_image or backend.remove
         self._open_stack = open_stack
         self._stack_for = stack_for
         self._nursery = nursery
         self.release_after = release_after
         self._emit = emit
         self._on_open = on_open
+        self._on_open_failed = on_open_failed
         self._content_changed = content_changed
         self._hosts = Hosts()
         self._stopping = False
@@ -217,8 +222,6 @@ class Registry:
         while True:
             if (await self.lookup(info.name)).key != info.key:
                 raise ImageGone(f"image {info.name!r} was replaced by another of that name")
-            if self._stopping:
-                raise VolumeClosed(f"image {info.name!r}: the mount is ending")
             host = self._hosts.get(info.key)
             if host is None or self._drop_layer is None:
                 break
@@ -229,18 +232,20 @@ class Registry:
             else:
                 await host.ready.wait()
         if host is None and self._drop_layer is not None:
-            await self._drop_closed(info, index, dirty=dirty, torn=torn)
+            await self._while_closed(info, partial(self._drop_layer, info.name, index, dirty, torn))
             return
         async with self.using(info.name) as image:
             await image.invalidate(index, dirty=dirty, torn=torn)
 
-    async def _drop_closed(self, info: ImageInfo, index: int, *, dirty: bool, torn: bool = False) -> None:
-        assert self._drop_layer is not None
+    async def _while_closed(self, info: ImageInfo, work: Callable[[], Awaitable[None]]) -> None:
+        """Do something with an image that is not open; whoever wants to open it meanwhile waits."""
+        if self._stopping:
+            raise VolumeClosed(f"image {info.name!r}: the mount is ending")
         host = self._hosts[info.key] = Host(info)
         host.closing = True
         try:
             with host.opening:
-                await self._drop_layer(info.name, index, dirty, torn)
+                await work()
                 return
             raise VolumeClosed(f"image {info.name!r}: the mount is ending")
         finally:
@@ -277,35 +282,25 @@ class Registry:
             self._hosts.rename(host.image, new)
 
     async def remove(self, name: str) -> None:
-        """Remove an image that nobody uses, and first the files of its layers: nothing would find them again.
+        """Remove an image that nobody uses, with all files of its layers; whoever wants to open it meanwhile waits.
 
         Raises:
             ImageNotFound: there is none.
-            ImageBusy: it is in use, or dirty.
+            ImageBusy: it is in use, or dirty; or as for an open.
             NotPermitted: it is a snapshot.
+            VolumeClosed: the mount is ending.
         """
         info = await self._changeable(name)
         await self._require_clean(info)
-        host = self._hosts.get(info.key)
-        if host is not None:
+        if (host := self._hosts.get(info.key)) is not None:
             if host.users:
                 raise ImageBusy(f"image {name!r} is open")
             host.closing = True
             host.change()
             await closed(host)
-        await self._drop_files(info)
-        await self.backend.remove(name)
-
-    async def _drop_files(self, info: ImageInfo) -> None:
-        configured = self._stack_for(info.name)
-        for layer in () if configured is None or self._drop_layer is None else configured.layers:
             if info.key in self._hosts:
-                raise ImageBusy(f"image {info.name!r} is open")
-            try:
-                await self._drop_closed(info, layer.index, dirty=False)
-            except (BadCommand, Fenced):
-                # An image without a lock, or a copy that nobody ever opened, has no layers.
-                return
+                raise ImageBusy(f"image {name!r} is open")
+        await self._while_closed(info, partial(self._remove_image, name))
 
     async def _changeable(self, name: str) -> ImageInfo:
         info = await self._looked_up(name)
@@ -322,7 +317,9 @@ class Registry:
                 # A copy of a dirty image: the record is its original's.
                 record = None
         if image.dirty if image is not None else record is not None and record.holder is not None:
-            raise ImageBusy(f"image {info.name!r} has dirty data: write it back first, with `fusecache flush`")
+            raise ImageBusy(
+                f"image {info.name!r} has dirty data: write it back first, by `fusecache flush CONFIG IMAGE`"
+            )
 
     async def close(self) -> None:
         """Close all images, used or not, and flush what was written; later requests fail.
@@ -354,6 +351,7 @@ class Registry:
                 host.error = first(error)
                 # Whoever opens a file sees no more than the errno.
                 self._emit("open-failed", f"image {name!r}: {host.error}")
+                self._on_open_failed(host.info, host.error)
             else:
                 log.exception("image %r: its stack came down", host.image.name)
                 self._emit("image-failed", f"image {host.image.name!r}: its stack came down: {first(error)}")

@@ -52,6 +52,7 @@ class HostClaim:
         self._mountpoint = mountpoint
         self._steps = threading.Lock()  # orders what may run on two threads after a cancellation
         self._over = False
+        self._patience = 0.0
         self._keeping = threading.Lock()  # guards the two below; held for a few bytecodes
         self._kept = 0
         self._given_up = False
@@ -60,13 +61,8 @@ class HostClaim:
         """See :class:`fusecache.api.Claim`. A cancelled call does not wait; what it took is released in the end."""
         if self.state is not None:
             raise ContractViolation(f"image {self._name!r} was claimed twice by one open")
-        with trio.move_on_after(patience) as waiting:
-            await _leaving.until_freed(self._key(identity))
-        if waiting.cancelled_caught:
-            raise FusecacheError(
-                f"image {self._name!r} was open in this process before, and after {patience:g} s it is still being "
-                "closed: the backend, or the state directory, does not answer"
-            )
+        self._patience = patience
+        await self._until_freed(identity)
         state = await _abandonable(lambda: self._take(identity, client))
         return state.former
 
@@ -86,12 +82,40 @@ class HostClaim:
                     return
                 pending.clear()
                 self._kept -= 1
-                last = self._given_up and not self._kept
-            if last:
+                if self._kept:
+                    return
+                given_up = self._given_up
+                if not given_up and self.state is not None:
+                    _leaving.freed(self._key(self.state.identity))
+            if given_up:
                 # The caller's thread may be one that must not wait for a state directory.
                 threading.Thread(target=self._release, name="claim-release", daemon=True).start()
 
         return release
+
+    async def until_closed(self) -> None:
+        """Wait, after the backend's context has ended, until nothing is kept any more; the claim stays.
+
+        As long as an open would wait. A failure or a cancellation changes nothing.
+
+        Raises:
+            FusecacheError: EIO, the backend takes longer.
+        """
+        with self._keeping:
+            if self.state is None or not self._kept:
+                return
+            identity = self.state.identity
+            _leaving.add(self._key(identity))
+        await self._until_freed(identity)
+
+    async def _until_freed(self, identity: Identity) -> None:
+        with trio.move_on_after(self._patience) as waiting:
+            await _leaving.until_freed(self._key(identity))
+        if waiting.cancelled_caught:
+            raise FusecacheError(
+                f"image {self._name!r} was open in this process before, and after {self._patience:g} s it is still "
+                "being closed: the backend, or the state directory, does not answer"
+            )
 
     async def release(self) -> None:
         """Give the right up, after the backend has closed the image; shielded.
@@ -100,11 +124,11 @@ class HostClaim:
         A state directory that hangs is waited for three seconds; then a thread of its own goes on with it, and the
         image stays locked until that ends. Whoever claims the image meanwhile in this process waits for either.
         """
-        if self.state is not None:
-            _leaving.add(self._key(self.state.identity))
         with self._keeping:
             self._given_up = True
             kept = self._kept
+            if self.state is not None:
+                _leaving.add(self._key(self.state.identity))
         if kept:
             log.error("image %r stays locked on this host until the backend has closed it", self._name)
             return

@@ -28,19 +28,32 @@ step  of clearing it                   then
 ====  ===============================  ==================================================================
 
 A mark that is set may say, besides, that the level below is *torn*: that the layer is in the middle of what goes below
-as one. It is for whoever wants to discard the layer; the layer itself knows from its own files what is to be completed.
+as one. It is for whoever wants to discard the layer; the layer itself knows from its own files what is to be completed,
+or, where it said *torn beyond*, that it is to take for that all that it finds.
 
 ====  ===============================  ==================================================================
-step  of saying that it is torn        then
+step  of saying that it is torn, or    then
+      of a torn one that it is beyond
 ====  ===============================  ==================================================================
-1     M says torn; durable             R does not, so M's word is void: the next open puts M right. Nothing of it
+1     M says so; durable               R does not, so M's word is void: the next open puts M right. Nothing of it
                                        has gone below
-2     R says torn; durable             no host, and no command, discards the layer unless told that torn will do
-3     the mark is torn                 the same; now its first byte may go below
+2     R says so; durable               no host, and no command, discards the layer unless told that torn will do
+3     the mark says so                 the same; now its first byte may go below
 ====  ===============================  ==================================================================
+
+Of a mark that is not set both words, dirty and torn, are said by the same two writes: in between a crash would leave a
+layer that is written back as if nothing were torn.
 
 Taking that back is as clearing: R first, when all of it is durable below, then M. A crash before R leaves the word that
 it is torn where it is not; the layer takes it back when it is opened.
+
+**A file that was put back.** A mark says besides which of its files the layer means (*files_id*), by the same two
+writes that set it: after every crash the record says either that the layer is clean, or which files its data is in.
+That word goes when the mark is cleared, and with a discard (:mod:`fusecache.stack.drop`); a mark that is set over files
+that were begun anew names those, and the layer refuses a copy of the old ones. The epoch would not do: it is the
+image's, and to raise it fences the layers below, which stay dirty when this one is clean or discarded. Nor would a
+number of the layer's: the record of a clean image has none, and one in the state directory begins again where that is
+lost. An old state directory brings no old file in either, as the record is the authority.
 
 What another layer has to answer for from then on stands in :mod:`fusecache.stack.torn`: it is kept here and said by the
 same writes, and no business of the layers.
@@ -83,34 +96,48 @@ class LayerMark:
 
     Attributes:
         holds_group: see :mod:`fusecache.stack.torn`; only while *is_set* is.
+        files_id: kept when the mark is cleared: a layer that is torn without a mark has it set for the same files.
     """
 
     def __init__(self, ledger: "DirtyLedger", layer: PlannedLayer) -> None:
         self.index = layer.index
         self.is_set = layer.dirty
         self.is_torn = layer.torn
+        self.is_torn_beyond = layer.torn_beyond
         self.holds_group = layer.holds_group
+        self.files_id = layer.files_id
         self._ledger = ledger
 
     def __repr__(self) -> str:
-        more = ", torn" * self.is_torn + ", holds a group" * self.holds_group
+        more = ", torn" * self.is_torn + " beyond" * self.is_torn_beyond + ", holds a group" * self.holds_group
         return f"<LayerMark of layer {self.index}, {'set' if self.is_set else 'not set'}{more}>"
 
-    async def set(self) -> None:
+    async def set(self, files_id: str = "") -> None:
         """See :meth:`fusecache.api.DirtyMark.set`."""
-        await self._ledger.set(self)
+        await self._ledger.set(self, files_id)
 
     async def clear(self) -> None:
         """See :meth:`fusecache.api.DirtyMark.clear`."""
         await self._ledger.clear(self)
 
-    async def tear(self) -> None:
+    async def tear(self, *, beyond: bool = False) -> None:
         """See :meth:`fusecache.api.DirtyMark.tear`."""
-        await self._ledger.tear(self)
+        await self._ledger.tear(self, beyond=beyond)
 
     async def mend(self) -> None:
         """See :meth:`fusecache.api.DirtyMark.mend`."""
         await self._ledger.mend(self)
+
+    @property
+    def words(self) -> dict[str, bool | str]:
+        """What the manifest is to say of the layer."""
+        return {
+            "dirty": self.is_set,
+            "torn": self.is_torn,
+            "torn_beyond": self.is_torn_beyond,
+            "holds_group": self.holds_group,
+            "files_id": self.files_id if self.is_set else "",
+        }
 
 
 class DirtyLedger:
@@ -141,36 +168,37 @@ class DirtyLedger:
         """Take over the manifest that is durable now, and that the record says the same as; before any mark changes."""
         self._manifest = manifest
 
-    async def set(self, mark: LayerMark) -> None:
+    async def set(self, mark: LayerMark, files_id: str) -> None:
         """Set *mark*; see the module."""
         async with self._turn:
-            if mark.is_set:
+            if mark.is_set and mark.files_id == files_id:
                 return
-            await self._say(self._present(and_dirty=mark.index))
-            mark.is_set = True
+            await self._say(self._present(mark, dirty=True, files_id=files_id))
+            mark.is_set, mark.files_id = True, files_id
 
     async def clear(self, mark: LayerMark) -> None:
         """Clear *mark*; see the module."""
         if mark.is_set:
             if mark.is_torn or mark.holds_group:
                 self._pass_on(mark)
-            mark.is_set = mark.is_torn = mark.holds_group = self._settled = False
+            mark.is_set = mark.is_torn = mark.is_torn_beyond = mark.holds_group = self._settled = False
         await self.settle()
 
-    async def tear(self, mark: LayerMark) -> None:
-        """Have *mark*, which is set, say torn; see the module."""
+    async def tear(self, mark: LayerMark, *, beyond: bool) -> None:
+        """Have *mark* say torn, and *beyond*; see the module."""
         async with self._turn:
-            assert mark.is_set, "what is torn is dirty"
-            if mark.is_torn:
+            if mark.is_torn and (mark.is_torn_beyond or not beyond):
                 return
-            await self._say(self._present(and_torn=mark.index))
-            mark.is_torn = True
+            torn = self._present(mark, dirty=True, torn=True, torn_beyond=beyond, files_id=mark.files_id)
+            await self._say(torn)
+            mark.is_set = mark.is_torn = True
+            mark.is_torn_beyond = beyond
 
     async def mend(self, mark: LayerMark) -> None:
         """Have *mark* say torn no more; see the module."""
         if mark.is_torn:
             self._pass_on(mark)
-            mark.is_torn = self._settled = False
+            mark.is_torn = mark.is_torn_beyond = self._settled = False
         await self.settle()
 
     def holds_group(self, index: int) -> bool:
@@ -228,21 +256,21 @@ class DirtyLedger:
     def _changing(self) -> Iterator[None]:
         """What is durable is known again only if the block ends well."""
         self._settled = False
-        marks = [(mark.is_set, mark.is_torn) for mark in self._marks.values()]
+        marks = self._said()
         yield
         # A mark that was cleared meanwhile has its own turn.
-        self._settled = marks == [(mark.is_set, mark.is_torn) for mark in self._marks.values()]
+        self._settled = marks == self._said()
 
-    def _present(self, *, and_dirty: int | None = None, and_torn: int | None = None) -> Manifest:
+    def _said(self) -> dict[int, dict[str, bool | str]]:
+        return {mark.index: mark.words for mark in self._marks.values()}
+
+    def _present(self, changed: LayerMark | None = None, **words: bool | str) -> Manifest:
+        """Return the manifest that says what the marks do, and of *changed* these *words*."""
         assert self._manifest is not None, "the manifest is written before a layer is opened"
-        dirty = {mark.index for mark in self._marks.values() if mark.is_set} | {and_dirty}
-        torn = {mark.index for mark in self._marks.values() if mark.is_torn} | {and_torn}
-        holds = {mark.index for mark in self._marks.values() if mark.holds_group}
-
-        def said(index: int) -> dict[str, bool]:
-            return {"dirty": index in dirty, "torn": index in torn, "holds_group": index in holds}
-
-        layers = tuple(layer.model_copy(update=said(layer.index)) for layer in self._manifest.layers)
+        said = self._said()
+        if changed is not None:
+            said[changed.index] |= words
+        layers = tuple(layer.model_copy(update=said.get(layer.index)) for layer in self._manifest.layers)
         return self._manifest.model_copy(update={"layers": layers})
 
     async def _put_back(self) -> None:

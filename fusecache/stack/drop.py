@@ -15,9 +15,11 @@ step                                then
 3     M says clean; durable         the same, without exceptions
 ====  ============================  ===================================================================================
 
-So a file never outlives the word that its data counts, and the command can be repeated after any of them. The epoch is
-raised, in step 2, where the data was another host's, whose files cannot be removed here, or was fenced: what is of an
-older epoch never counts again. That holds for every other dirty layer of that host: it can only be dropped as well.
+So a file never outlives the word that its data counts, and the command can be repeated after any of them. Nor does a
+copy of the file count that is put back: the name of the files goes with the word, and the next word has another
+(:mod:`fusecache.stack.dirty`). The epoch is raised, in step 2, where the data was another host's, whose files cannot be
+removed here, or was fenced: what is of an older epoch never counts again. That holds for every other dirty layer of
+that host: it can only be dropped as well.
 Which drops leave a level torn, and ask about it, stands in :mod:`fusecache.stack.torn`.
 
 What layers above keep of the image is not looked at: they are clean, and nothing cached outlives the lock.
@@ -192,7 +194,7 @@ def _check_dirty(manifest: Manifest, index: int, dirty: bool) -> None:
 
 
 def _give_up(index: int) -> str:
-    return f"`fusecache discard --layer {index} --dirty` gives its data up"
+    return f"`fusecache discard CONFIG IMAGE --layer {index} --dirty` gives its data up"
 
 
 def _record_after(record: ImageRecord | None, after: Manifest, epoch: int) -> ImageRecord:

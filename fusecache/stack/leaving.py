@@ -1,6 +1,7 @@
 """Locks of this process on images that were given up and are not free yet, and who waits for them.
 
-Owns how the next open of such an image learns of its end. It must not know locks, nor why one takes long.
+Owns how the next open of such an image, or its removal, learns of the end. It must not know locks, nor why one takes
+long.
 
 One instance lives as long as the process. What is given up is added on the loop's thread, before whoever closed the
 image goes on; what frees it may be any thread.
@@ -22,7 +23,7 @@ class Leaving:
         self._waiting: dict[Hashable, list[Callable[[], None]]] = {}
 
     def add(self, key: Hashable) -> None:
-        """The lock *key* is given up. To be followed by one :meth:`freed`."""
+        """The lock *key* is given up, or what needs it is being closed. To be followed by one :meth:`freed`."""
         with self._lock:
             self._waiting.setdefault(key, [])
 

@@ -40,7 +40,7 @@ class PlannedLayer:
         plugin: makes it.
         options: its own options, not yet validated.
         dirty: it holds dirty data and recovers.
-        torn, holds_group: see :class:`fusecache.state.manifest.ManifestLayer`.
+        torn, torn_beyond, holds_group, files_id: see :class:`fusecache.state.manifest.ManifestLayer`.
     """
 
     index: int
@@ -48,7 +48,9 @@ class PlannedLayer:
     options: Mapping[str, object]
     dirty: bool = False
     torn: bool = False
+    torn_beyond: bool = False
     holds_group: bool = False
+    files_id: str = ""
 
     @property
     def title(self) -> str:
@@ -98,7 +100,9 @@ class _Wanted:
     required: bool = False
     dirty: bool = False
     torn: bool = False
+    torn_beyond: bool = False
     holds_group: bool = False
+    files_id: str = ""
     artifacts: Sequence[str] = field(default_factory=tuple)
 
     def __str__(self) -> str:
@@ -147,8 +151,8 @@ def plan_stack(
             continue
         if layer.dirty:
             _check_artifacts(layer, artifact_exists)
-        planned = PlannedLayer(layer.index, plugin, layer.options, layer.dirty, layer.torn, layer.holds_group)
-        layers.append(planned)
+        words = layer.dirty, layer.torn, layer.torn_beyond, layer.holds_group, layer.files_id
+        layers.append(PlannedLayer(layer.index, plugin, layer.options, *words))
     return StackPlan(layers, missing, deferred)
 
 
@@ -196,8 +200,7 @@ def copy_of(record: ImageRecord, identity: Identity) -> Manifest:
 
 
 def _cleaned(manifest: Manifest) -> Manifest:
-    clean = {"dirty": False, "torn": False, "holds_group": False}
-    return manifest.model_copy(update={"layers": tuple(layer.model_copy(update=clean) for layer in manifest.layers)})
+    return manifest.model_copy(update={"layers": tuple(layer.cleaned() for layer in manifest.layers)})
 
 
 def check_writeback(plan: StackPlan, *, durable_identity: bool) -> None:
@@ -239,7 +242,9 @@ def _of_manifest(layer: ManifestLayer, required: bool) -> _Wanted:
         required,
         layer.dirty,
         layer.torn,
+        layer.torn_beyond,
         layer.holds_group,
+        layer.files_id,
         layer.artifacts,
     )
 
@@ -250,14 +255,15 @@ def _described(layers: Sequence[_Wanted]) -> str:
 
 def _check_owner(manifest: Manifest, host: str, epoch: int) -> None:
     if manifest.epoch < epoch:
+        top = max(layer.index for layer in manifest.layers if layer.dirty)
         raise Fenced(
-            f"the manifest is dirty at epoch {manifest.epoch}, the image is at epoch {epoch}: "
-            "its dirty layers can only be inspected and discarded"
+            f"the manifest is dirty at epoch {manifest.epoch}, the image is at epoch {epoch}: its dirty layers can "
+            f"only be inspected, with `fusecache inspect POOLFILE`, and discarded: {_discard(top)} comes first"
         )
     if manifest.host != host:
         raise ImageBusy(
-            f"the image is dirty on host {manifest.host}, this is host {host}: open it there and write it back, "
-            "or take it over with `fusecache failover`"
+            f"the image is dirty on host {manifest.host}, this is host {host}: write it back there with "
+            f"`fusecache flush CONFIG IMAGE`, or give that data up with {_discard('N')}, the top layer first"
         )
 
 
@@ -280,4 +286,8 @@ def _without_plugin(layer: _Wanted, error: Exception) -> str:
 
 def _give_up(layer: _Wanted) -> str:
     torn = " --torn" if layer.torn or layer.holds_group else ""
-    return f"give its data up with `fusecache discard --layer {layer.index} --dirty{torn}`"
+    return f"give its data up with {_discard(layer.index, torn)}"
+
+
+def _discard(layer: int | str, torn: str = "") -> str:
+    return f"`fusecache discard CONFIG IMAGE --layer {layer} --dirty{torn}`"

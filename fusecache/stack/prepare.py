@@ -144,7 +144,9 @@ def manifest_of(prepared: Prepared, identity: Identity, artifacts: Sequence[Sequ
             artifacts=tuple(map(str, paths)),
             dirty=layer.dirty,
             torn=layer.torn,
+            torn_beyond=layer.torn_beyond,
             holds_group=layer.holds_group,
+            files_id=layer.files_id,
         )
         for layer, paths in zip(prepared.plan.layers, artifacts, strict=True)
     ]

@@ -4,9 +4,11 @@ Owns how that word passes from layer to layer, and the refusal of a discard. Pur
 nor how their marks become durable.
 
 A layer that is in the middle of a group says so (*torn*): the level below it has some of the group, and is no disk
-without the rest. If that level is a layer which keeps dirty data, it knows of no group, and takes it for what lies
-between two flushes: the levels under it get parts of it in any order, and are torn too. They stay so when the group is
-complete in that layer, until all of it has gone down from there. So
+without the rest. What belongs to it the layer finds out when it is opened; for that it may have said *beyond* besides
+(:meth:`fusecache.api.DirtyMark.tear`), which is the same word to all rules here. If the level below is a layer which
+keeps dirty data, it knows of no group, and takes it for what lies between two flushes: the levels under it get parts of
+it in any order, and are torn too. They stay so when the group is complete in that layer, until all of it has gone down
+from there. So
 
 - while a layer is torn, those under it are not discarded: it is dirty, and lies on top of them;
 - from the moment when it is torn no more, as its group is complete below or was discarded, the highest dirty layer
@@ -50,9 +52,13 @@ def cleaned(manifest: Manifest, index: int) -> Manifest:
     """Return *manifest* with one layer marked clean, and with what that leaves to another."""
     target = next(layer for layer in manifest.layers if layer.index == index)
     holds = heir((layer.index for layer in manifest.layers if layer.dirty), index) if target.leaves_torn else None
-    changes = {index: {"dirty": False, "torn": False, "holds_group": False}, holds: {"holds_group": True}}
-    layers = tuple(layer.model_copy(update=changes.get(layer.index)) for layer in manifest.layers)
-    return manifest.model_copy(update={"layers": layers})
+
+    def after(layer: ManifestLayer) -> ManifestLayer:
+        if layer is target:
+            return layer.cleaned()
+        return layer.model_copy(update={"holds_group": layer.holds_group or layer.index == holds})
+
+    return manifest.model_copy(update={"layers": tuple(map(after, manifest.layers))})
 
 
 def check_whole(layers: Iterable[ManifestLayer], dropped: int) -> None:
@@ -102,6 +108,6 @@ def refusal(index: int, dropped: int, *, in_group: bool) -> LayerDirty:
         whole = "Once all of the layer is written back it is whole again:"
     return LayerDirty(
         f"layer {index} {found}, and without the rest it is torn, as no disk is after loss of power, so that file "
-        f"systems on it may be beyond repair. {whole} `fusecache flush`; "
-        f"`fusecache discard --layer {dropped} --dirty --torn` gives the data up all the same"
+        f"systems on it may be beyond repair. {whole} `fusecache flush CONFIG IMAGE`; "
+        f"`fusecache discard CONFIG IMAGE --layer {dropped} --dirty --torn` gives the data up all the same"
     )

@@ -2,9 +2,9 @@
 
 Owns the manifest's content and its one encoding. Pure: it must not know where manifests are kept.
 
-Format, version 3: two lines of UTF-8, each ended by a line feed::
+Format, version 4: two lines of UTF-8, each ended by a line feed::
 
-    fusecache-manifest 3 crc32c 89abcdef
+    fusecache-manifest 4 crc32c 89abcdef
     {"epoch":1,"host":"…","identity":"…","layers":[…]}
 
 The first names the format version, and the CRC-32C (RFC 3720) of the second line, line feed included, as eight
@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, f
 
 from fusecache.api.errors import CorruptState
 
-FORMAT_VERSION: Final = 3
+FORMAT_VERSION: Final = 4
 
 _HEADER: Final = re.compile(rb"fusecache-manifest (\d{1,9}) (.*)\n", re.ASCII)
 _CHECKSUM: Final = re.compile(rb"crc32c ([0-9a-f]{8})", re.ASCII)
@@ -41,7 +41,10 @@ class ManifestLayer(_Record):
         artifacts: absolute paths of all files the layer owns or may yet create.
         dirty: the layer may hold data that is not durable in the level below.
         torn: the level below may be between two points of the order in which the layer writes back; only if *dirty*.
+        torn_beyond: it may be so by more than one whole that the layer's files tell of; only if *torn*.
         holds_group: so may the levels under a layer above, of which this one may hold a part; only if *dirty*.
+        files_id: which of the files that ever had the names in *artifacts* hold the dirty data, as the layer tells them
+            apart; only if *dirty*. Empty: the layer does not.
     """
 
     index: Annotated[int, Field(ge=0)]
@@ -50,19 +53,30 @@ class ManifestLayer(_Record):
     artifacts: tuple[str, ...] = ()
     dirty: bool = False
     torn: bool = False
+    torn_beyond: bool = False
     holds_group: bool = False
+    files_id: str = ""
 
     @model_validator(mode="after")
     def _torn_is_dirty(self) -> "ManifestLayer":
         if self.leaves_torn and not self.dirty:
             found = "is torn" if self.torn else "holds a group"
             raise ValueError(f"found a layer that {found} and is not dirty, allowed: such layers that are dirty")
+        if self.torn_beyond and not self.torn:
+            raise ValueError("found a layer that is torn beyond a group and is not torn, allowed: such that are torn")
+        if self.files_id and not self.dirty:
+            raise ValueError("found files_id of a layer that is not dirty, allowed: of such that are dirty")
         return self
 
     @property
     def leaves_torn(self) -> bool:
         """Whether a level may be torn without what the layer has dirty."""
         return self.torn or self.holds_group
+
+    def cleaned(self) -> "ManifestLayer":
+        """Return the layer as it is once nothing of it is dirty."""
+        words = {"dirty": False, "torn": False, "torn_beyond": False, "holds_group": False}
+        return self.model_copy(update={**words, "files_id": ""})
 
 
 class Manifest(_Record):

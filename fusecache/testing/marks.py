@@ -13,15 +13,17 @@ class RecordingMark:
     """A :class:`fusecache.api.DirtyMark` that remembers what is done to it, and is held back or fails on demand.
 
     Attributes:
-        is_set, is_torn: see there; a test may set them before it opens a layer.
-        told: ``"set"``, ``"clear"``, ``"tear"`` and ``"mend"``, one for each time that the mark changed, in order.
+        is_set, is_torn, is_torn_beyond, files_id: see there; a test may set them before it opens a layer.
+        told: ``"set"``, ``"clear"``, ``"tear"``, ``"tear beyond"`` and ``"mend"``, one for each time that the mark
+            changed, in order.
         failure: raised by the next calls that would change the mark, as long as it is not None.
         on_clear: called when the mark is about to be cleared.
     """
 
     def __init__(self, *, is_set: bool = False) -> None:
         self.is_set = is_set
-        self.is_torn = False
+        self.is_torn = self.is_torn_beyond = False
+        self.files_id = ""
         self.told: list[str] = []
         self.failure: Exception | None = None
         self.on_clear: Callable[[], object] = lambda: None
@@ -32,20 +34,21 @@ class RecordingMark:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep every call that would set the mark waiting until the end of the block."""
+        """Keep every call that would set the mark, or have it say more, waiting until the end of the block."""
         gate = self._gate = trio.Event()
         try:
             yield
         finally:
             gate.set()
 
-    async def set(self) -> None:
+    async def set(self, files_id: str = "") -> None:
         """See :meth:`fusecache.api.DirtyMark.set`."""
         async with self._turn:
-            if self.is_set:
+            if self.is_set and self.files_id == files_id:
                 return
             await self._gate.wait()
             self._check()
+            self.files_id = files_id
             self.is_set = self._settled = True
             self.told.append("set")
 
@@ -53,7 +56,7 @@ class RecordingMark:
         """See :meth:`fusecache.api.DirtyMark.clear`."""
         if self.is_set:
             self.on_clear()
-            self.is_set = self.is_torn = self._settled = False
+            self.is_set = self.is_torn = self.is_torn_beyond = self._settled = False
         async with self._turn:
             # Set again meanwhile, or cleared by another call.
             if not self._settled and not self.is_set:
@@ -61,26 +64,23 @@ class RecordingMark:
                 self._settled = True
                 self.told.append("clear")
 
-    async def tear(self) -> None:
-        """See :meth:`fusecache.api.DirtyMark.tear`.
-
-        Raises:
-            AssertionError: the mark is not set.
-        """
+    async def tear(self, *, beyond: bool = False) -> None:
+        """See :meth:`fusecache.api.DirtyMark.tear`."""
         async with self._turn:
-            if not self.is_set:
-                raise AssertionError("found a mark that is to be torn and not set, allowed: one that is set")
-            if not self.is_torn:
-                self._check()
-                self.is_torn = True
-                self.told.append("tear")
+            if self.is_torn and (self.is_torn_beyond or not beyond):
+                return
+            await self._gate.wait()
+            self._check()
+            self.is_set = self.is_torn = self._settled = True
+            self.is_torn_beyond = beyond
+            self.told.append("tear beyond" if beyond else "tear")
 
     async def mend(self) -> None:
         """See :meth:`fusecache.api.DirtyMark.mend`."""
         if not self.is_torn:
             await trio.lowlevel.checkpoint()
             return
-        self.is_torn = False
+        self.is_torn = self.is_torn_beyond = False
         async with self._turn:
             self._check()
             self.told.append("mend")

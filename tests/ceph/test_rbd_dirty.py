@@ -10,14 +10,15 @@ import pytest
 import trio
 
 from fusecache.api import Backend, joined
-from fusecache.api.errors import Fenced, ImageBusy, LayerDirty, NotSupported, VolumeReadOnly
+from fusecache.api.errors import Fenced, ImageBusy, ImageNotFound, LayerDirty, NotSupported, VolumeReadOnly
 from fusecache.mount import running_completions
 from fusecache.stack.assemble import Stack, open_stack
 from fusecache.stack.drop import drop_layer
+from fusecache.stack.remove import remove_image
 from fusecache.state.store import StateStore
 from fusecache.testing.file_sync import ThreadFileSync
 from tests.support.ceph import Cluster
-from tests.support.dirty_stacks import host, layer_of, stack_config, writeback_installed
+from tests.support.dirty_stacks import host, layer_of, pool_of, stack_config, writeback_installed
 from tests.support.pools import pool_backend
 
 pytest.importorskip("rbd")
@@ -139,7 +140,7 @@ async def test_an_image_that_is_taken_over_is_free_and_its_former_host_fenced(
 ) -> None:
     async with opener(here, 0) as stack:
         await stack.top.write(0, memoryview(b"lost"))
-    with pytest.raises(ImageBusy, match="fusecache failover"):
+    with pytest.raises(ImageBusy, match=f"`fusecache discard CONFIG {image} --layer N --dirty`"):
         async with opener(elsewhere, 0):
             raise AssertionError("the stack is open")
     async with opener(elsewhere, 0, take_over=True) as stack:
@@ -151,6 +152,22 @@ async def test_an_image_that_is_taken_over_is_free_and_its_former_host_fenced(
     with pytest.raises(Fenced, match="dirty at epoch 1, the image is at epoch 2"):
         async with opener(here, 0):
             raise AssertionError("the stack is open")
+
+
+@pytest.mark.parametrize("locked", [True, False])
+async def test_a_removed_image_takes_the_files_of_its_layers_with_it_also_where_it_has_lost_the_lock_feature(
+    ceph_cluster: Cluster, backend: Backend, opener: Open, image: str, here: Path, locked: bool
+) -> None:
+    async with opener(here, 0, 1):
+        pass
+    if not locked:
+        ceph_cluster.rbd("feature", "disable", image, "object-map", "exclusive-lock")
+    pools = [pool_of(here, index) for index in range(2)]
+    assert all(path.exists() for path in pools)
+    await remove_image(backend=backend, name=image, store=StateStore(here))
+    assert not any(path.exists() for path in pools)
+    with pytest.raises(ImageNotFound):
+        await backend.lookup(image)
 
 
 async def test_dropping_a_dirty_layer_lifts_the_guard(

@@ -5,7 +5,9 @@ import os
 import signal
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,11 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from fusecache.api import Backend, ImageRecord
-from fusecache.api.errors import FusecacheError
+from fusecache.api.errors import FusecacheError, ImageNotFound
+from fusecache.stack import claim as claims
+from fusecache.stack.claim import claiming
+from fusecache.stack.remove import remove_image
+from fusecache.state.store import StateStore
 from fusecache.testing.claims import FreeClaim
 from tests.support.ceph import PATIENCE, Cluster
 from tests.support.pools import new_namespace, pool_backend
@@ -24,8 +30,10 @@ pytest.importorskip("rbd")
 import rbd as binding
 
 from fusecache.backends.rbd import opening, ownership, records
+from fusecache.backends.rbd.backend import RbdBackend
 from fusecache.backends.rbd.client import Client
 from fusecache.backends.rbd.handle import OpenHandle
+from fusecache.backends.rbd.image import RbdImage
 from fusecache.backends.rbd.lookup import fetch_header
 from tests.support.rbd_owners import connected, identity_of, owned, owned_here, owner_process
 
@@ -175,6 +183,109 @@ async def test_an_open_waits_for_an_image_that_this_process_is_still_closing(
         await wait_all_tasks_blocked(0.1)
         answered.set()
     assert noted(tmp_path) == []
+
+
+@asynccontextmanager
+async def still_closing(backend: Backend, state_dir: Path) -> AsyncIterator[Callable[[], None]]:
+    """Have this process close an image, and librbd not come to the end of it before the given function is called."""
+    async with (
+        claiming(StateStore(state_dir), name="image", mountpoint=None, take_over=False) as claim,
+        backend.open("image", claim) as image,
+    ):
+        assert isinstance(image, RbdImage)
+        let_go = image._handle.keep()
+    try:
+        yield let_go
+    finally:
+        let_go()
+
+
+async def until_waited_for() -> None:
+    """Wait until somebody waits for what this process has still to close."""
+    with trio.fail_after(PATIENCE):
+        while not any(claims._leaving._waiting.values()):  # noqa: ASYNC110 - who waits tells nobody
+            await trio.sleep(0.001)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A close is given up soon."""
+    monkeypatch.setattr("fusecache.backends.rbd.image._PATIENCE", 0.01)
+
+
+def shared_client(backend: Backend) -> Client:
+    assert isinstance(backend, RbdBackend)
+    client = backend._clients._shared
+    assert client is not None
+    return client
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_removal_waits_for_an_image_that_this_process_is_still_closing(
+    backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was EBUSY at once, and said that somebody had the image open."""
+    removal = partial(remove_image, backend=backend, name="image", store=StateStore(tmp_path))
+    async with still_closing(backend, tmp_path) as let_go:
+        with monkeypatch.context() as patch:
+            patch.setattr(shared_client(backend), "timeout", 1.0)
+            with pytest.raises(FusecacheError, match="in this process before, and after 1 s it is still") as refused:
+                await removal()
+        assert refused.value.errno == errno.EIO
+        await backend.lookup("image")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(removal)
+            await until_waited_for()
+            let_go()
+    with pytest.raises(ImageNotFound):
+        await backend.lookup("image")
+    assert noted(tmp_path) == []
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_removal_waits_until_what_it_opened_itself_is_closed(
+    backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go: list[Callable[[], None]] = []
+    record = RbdImage.record
+
+    async def kept(self: RbdImage) -> ImageRecord | None:
+        let_go.append(self._handle.keep())
+        return await record(self)
+
+    monkeypatch.setattr(RbdImage, "record", kept)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(remove_image, backend=backend, name="image", store=StateStore(tmp_path)))
+        await until_waited_for()
+        assert await backend.lookup("image")
+        (release,) = let_go
+        release()
+    with pytest.raises(ImageNotFound):
+        await backend.lookup("image")
+    assert noted(tmp_path) == []
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_an_image_that_is_still_being_closed_is_renamed_at_once_and_grown_as_soon_as_it_is_closed(
+    backend: Backend, tmp_path: Path
+) -> None:
+    sizes: list[int] = []
+
+    async def grow() -> None:
+        async with (
+            claiming(StateStore(tmp_path), name="new", mountpoint=None, take_over=False) as claim,
+            backend.open("new", claim) as image,
+        ):
+            await image.resize(2 * SIZE)
+            sizes.append(image.size)
+
+    async with still_closing(backend, tmp_path) as let_go, trio.open_nursery() as nursery:
+        await backend.rename("image", "new")
+        nursery.start_soon(grow)
+        await until_waited_for()
+        assert not sizes
+        let_go()
+    assert sizes == [2 * SIZE]
 
 
 async def test_a_dead_owner_is_refused_for_longer_than_anything_is_suspended(

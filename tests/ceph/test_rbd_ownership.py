@@ -68,6 +68,19 @@ async def test_a_living_owner_keeps_its_lock_and_is_named(client: Client, other:
     assert not client.lost
 
 
+async def test_the_command_that_is_told_shows_a_living_owner_also_behind_the_guard(
+    ceph_cluster: Cluster, client: Client, other: Client, image: str
+) -> None:
+    async with owned(client, image, FreeClaim(HERE)) as own:
+        await own.records.write(DIRTY, guard=True)
+        with pytest.raises(ImageBusy, match="`rados -p rbd listwatchers rbd_header") as caught:
+            async with owned(other, image, FreeClaim(HERE)):
+                raise AssertionError("the image is open")
+        command = str(caught.value).split("`")[1].split()
+        assert client.address in await trio.to_thread.run_sync(ceph_cluster.run, *command)
+        assert (await opened_by_stranger(ceph_cluster, image)).returncode == errno.ENOSYS
+
+
 async def test_an_owner_that_would_hand_its_lock_over_keeps_it(client: Client, other: Client, image: str) -> None:
     def write_as_a_machine_does() -> Any:
         machine = rbd.Image(other.ioctx, image)
@@ -225,7 +238,7 @@ async def test_dirty_data_of_another_host_keeps_the_image_closed_until_it_is_tak
     async with owned(other, image, FreeClaim(HERE)) as own:
         await own.records.write(DIRTY, guard=True)
     claim = FreeClaim(ELSEWHERE)
-    with pytest.raises(ImageBusy, match=r"dirty data on host here \(a{32}\).* `fusecache failover`"):
+    with pytest.raises(ImageBusy, match=r"dirty data on host here \(a{32}\).* --layer N --dirty`"):
         async with owned(client, image, claim):
             raise AssertionError("the image is open")
     assert claim.asked == []

@@ -147,7 +147,7 @@ def test_while_the_cluster_is_away_it_waits_and_holds_up_neither_writes_nor_open
             os.close(fd)
             assert time.monotonic() - begin < TIMEOUT
         assert asked.result(PATIENCE) == errno.EINPROGRESS
-        assert "bytes left" in (mount.control / "images/disk/snapshot").read_text()
+        assert " left, " in (mount.control / "images/disk/snapshot").read_text()
         private_cluster.start()
         wait_until(lambda: "command-done disk/snapshot: snapshot s" in mount.events(), "the snapshot is made")
     assert (mount.path / "disk@s").read_bytes()[: 2 * BLOCK] == b"a" * 2 * BLOCK

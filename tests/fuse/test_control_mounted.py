@@ -59,7 +59,7 @@ def test_cat_shows_every_report(mount: Mount) -> None:
     layer = [f"layers/0/{name}" for name in [*reports, "writeback_rate"]]
     image = ["discard", "flush", "last_error", *layer, "snapshot", "status", "status.json"]
     assert files == sorted(
-        [f".control/{name}" for name in ("events", "flush", "metrics", "status", "status.json")]
+        [f".control/{name}" for name in ("events", "flush", "last_error", "metrics", "status", "status.json")]
         + [f".control/images/{name}/{file}" for name in ("disk", "other") for file in image]
     )
 
@@ -176,8 +176,9 @@ def test_control_files_of_an_image_follow_its_name(place: Place, mounted: Callab
     assert write(mount.control / "images/disk/flush", b"7") == errno.EINVAL
     (mount.path / "disk").rename(mount.path / "moved")
     assert sorted(path.name for path in (mount.control / "images").iterdir()) == ["moved"]
-    assert write(mount.control / "images/moved/flush", b"all") == 0
     assert "layer 7" in (mount.control / "images/moved/last_error").read_text()
+    assert write(mount.control / "images/moved/flush", b"all") == 0
+    assert (mount.control / "images/moved/last_error").read_text() == ""
     with pytest.raises(FileNotFoundError):
         (mount.control / "images/disk").stat()
 

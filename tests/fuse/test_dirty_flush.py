@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fusecache.api.units import parse_size
 from tests.support.callers import in_thread, shell
 from tests.support.dirty import (
     NEW,
@@ -22,7 +23,7 @@ from tests.support.dirty import (
 )
 from tests.support.mounts import PATIENCE, Mount, Place, fusecache, wait_until
 
-LINE = re.compile(r"(\d+) bytes left, \d+ bytes/s, (\d+|\?) s left\n")
+LINE = re.compile(r"([\d.]+[KM]?i?B?) left, ([\d.]+[KM]?i?B?/s, (\d+|\?) s left|nothing has moved for \d+ s)\n")
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def test_reading_flush_tells_how_far_a_write_back_has_come(place: Place, mounted
         for path in (mount.control / "images/disk/flush", mount.control / "flush"):
             match = LINE.fullmatch(path.read_text())
             assert match
-            assert 0 < int(match[1]) < len(NEW)
+            assert 0 < parse_size(match[1]) < len(NEW)
         unstick(place)
         assert flush.result(PATIENCE).returncode == 0
         assert (mount.control / "images/disk/flush").read_text() == "idle\n"

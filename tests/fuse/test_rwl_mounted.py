@@ -163,16 +163,27 @@ def test_a_full_log_over_a_frozen_backend_refuses_in_time_and_goes_on_when_it_th
     below = place.image("disk", size=64 << 20)
     place.layers = [GATE, rwl(place, stall_timeout="1s", stall_errno=number)]
     mount = mounted()
+
+    def kinds(prefix: str) -> list[str]:
+        lines = (mount.control / "events").read_text().splitlines()
+        return [kind for kind in (line.split(" ")[1] for line in lines) if kind.startswith(prefix)]
+
     mount.close_gate()
     fd = os.open(mount.path / "disk", os.O_RDWR)
     try:
         written, refused = write_until_refused(fd)
         assert refused == getattr(errno, number)
         assert 12 << 20 < written < 17 << 20
+        (image,) = mount.status()["images"]
+        assert image["state"] == "degraded"
+        assert image["note"].startswith("layer 1: the log is full")
+        assert kinds("log-") == ["log-stalled"]
         mount.open_gate()
         wait_until(lambda: layer_status(mount, 1)["dirty_bytes"] < 15 << 20, "space in the log")
         assert os.pwrite(fd, b"x" * 65536, written) == 65536
         os.fsync(fd)
+        wait_until(lambda: kinds("log-") == ["log-stalled", "log-flows"], "the end of it")
+        assert mount.status()["images"][0]["note"] == ""
     finally:
         os.close(fd)
     mount.unmount()

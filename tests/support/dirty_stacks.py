@@ -24,6 +24,7 @@ from fusecache.stack import assemble, drop
 from fusecache.stack.assemble import Stack
 from fusecache.stack.discover import load
 from fusecache.stack.drop import drop_layer
+from fusecache.stack.remove import remove_image
 from fusecache.state.image_state import ImageState
 from fusecache.state.store import StateStore
 from fusecache.testing.file_sync import ThreadFileSync
@@ -108,6 +109,12 @@ async def dropped(images: Path, state: Path, index: int = 0, **options: Any) -> 
         )
 
 
+async def removed(images: Path, state: Path) -> None:
+    """Remove the image."""
+    async with _unwrapped(), directory_backend(images) as backend:
+        await remove_image(backend=backend, name=NAME, store=StateStore(state))
+
+
 def pool_of(state: Path, index: int = 0) -> Path:
     """Return where the pool file of the layer of that index is or was."""
     (directory,) = (state / "images").iterdir()
@@ -175,6 +182,10 @@ async def _carry_out(images: Path, state: Path, command: str, doom: _Doom) -> No
             doom.armed = True
         if command == "mend":
             await layer_of(stack).mark.mend()
+        if command == "tear beyond":
+            await layer_of(stack).mark.tear()
+            doom.armed = True
+            await layer_of(stack).mark.tear(beyond=True)
         os._exit(0)
 
 

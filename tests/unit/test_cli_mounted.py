@@ -1,14 +1,16 @@
 """What commands make of a control directory's files."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusecache.cli import mounted
+from fusecache.cli import mounted, status
 from fusecache.cli.failure import Failure
 from fusecache.cli.mounted import Ending, Mounted, NotAnswering, appended, ending_of
 from fusecache.cli.output import print_table
@@ -63,6 +65,37 @@ def test_a_file_that_cannot_be_read_is_named(mount: Mounted) -> None:
         mount.status()
 
 
+@pytest.fixture
+def away(mount: Mounted) -> Mounted:
+    """Return a mount with an open image, whose backend does not answer."""
+    image = {"name": "disk", "size": 4096, "open": True, "state": "clean", "note": "", "layers": []}
+    content = {"mountpoint": "mnt", "backend": "rbd:pool", "pid": 7, "complete": False, "images": [image]}
+    (mount.mountpoint / ".control" / "status.json").write_text(json.dumps(content))
+    return mount
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_list_of_images_that_is_not_complete_says_so(
+    away: Mounted, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "mount_at", lambda path: away)
+    result = CliRunner().invoke(status.command, [str(away.mountpoint), *options])
+    assert result.exit_code == 1
+    assert "disk" in result.stdout
+    assert result.stderr == (
+        f"fusecache: {away.mountpoint}: the backend does not answer: images that are not open may be missing\n"
+    )
+    monkeypatch.setattr(status, "all_mounts", lambda: [away])
+    result = CliRunner().invoke(status.command, options)
+    assert (result.exit_code, "may be missing" in result.stderr) == (1, True)
+
+
+def test_an_image_that_is_not_listed_while_the_backend_is_away_is_not_known(away: Mounted) -> None:
+    assert away.image_status("disk")["open"]
+    with pytest.raises(Failure, match="whether there is an image 'closed', which is not open, is not known"):
+        away.image_status("closed")
+
+
 @pytest.mark.parametrize("image", ["gone", "../..", "", ".", ".."])
 def test_what_is_no_image_gets_no_command(mount: Mounted, image: str) -> None:
     (mount.mountpoint / ".control" / "flush").touch()
@@ -83,8 +116,8 @@ def test_an_images_row_sums_up_its_layers() -> None:
     ]
     image = {"name": "disk", "size": 1 << 30, "open": True, "state": "dirty", "layers": layers}
     assert image_row(image) == ("disk", "1GiB", "yes", "dirty", "1:p1 0:p0", "2KiB", "7s", "75%", "in-sync")
-    image = {"name": "disk", "size": 1000, "open": False, "state": "clean", "layers": []}
-    assert image_row(image) == ("disk", "1000", "no", "clean", "-", "0", "-", "-", "-")
+    image = {"name": "disk", "size": 266115584, "open": False, "state": "clean", "layers": []}
+    assert image_row(image) == ("disk", "253.8MiB", "no", "clean", "-", "0", "-", "-", "-")
 
 
 def test_without_a_terminal_tables_are_aligned_lines(capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,7 +47,9 @@ def test_check_notes_a_pattern_that_matches_nothing_and_is_content(config: Path)
     assert 'note: stack[0]: no image matches "db-*"' in result.stdout.splitlines()
 
 
-@pytest.mark.parametrize(("required", "then"), [("false", "open without it"), ("true", "do not open")])
+@pytest.mark.parametrize(
+    ("required", "then"), [("false", "open without it, but where it is dirty (ENODEV)"), ("true", "do not open")]
+)
 def test_check_tells_of_a_missing_plugin(config: Path, required: str, then: str) -> None:
     config.write_text(CONFIG.replace('"passthrough"', f'"nosuch"\nrequired = {required}'))
     result = fusecache("check", config)

@@ -194,6 +194,14 @@ async def test_the_text_shows_images_and_their_layers_in_columns(nursery: trio.N
     assert one.splitlines()[0].split() == head.split()
 
 
+async def test_what_a_layer_has_to_say_is_in_the_images_note(nursery: trio.Nursery) -> None:
+    world = World(nursery)
+    async with world.opened() as (layer,):
+        layer.status = lambda: LayerStatus(note="the log is full")  # type: ignore[method-assign]
+        assert json.loads(await world.read("images/disk/status.json"))["note"] == "layer 0: the log is full"
+        assert "disk: layer 0: the log is full\n" in await world.read("status")
+
+
 async def test_names_that_are_not_utf8_are_shown(nursery: trio.Nursery) -> None:
     world = World(nursery, names=("bad\udc80",))
     assert "bad\\udc80" in await world.read("status")

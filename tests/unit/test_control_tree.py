@@ -27,6 +27,7 @@ REPORTS = {
     "status.json",
     "metrics",
     "events",
+    "last_error",
     "images/disk/status",
     "images/disk/status.json",
     "images/disk/last_error",

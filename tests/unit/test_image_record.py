@@ -84,5 +84,5 @@ def test_only_the_holder_and_who_takes_over_may_open() -> None:
     check_holder(CLEAN, FreeClaim(HERE), "disk")
     check_holder(DIRTY, FreeClaim("b" * 32), "disk")
     check_holder(DIRTY, FreeClaim(HERE, take_over=True), "disk")
-    with pytest.raises(ImageBusy, match=r"'disk' has dirty data on host höst \(b{32}\).* `fusecache failover`"):
+    with pytest.raises(ImageBusy, match=r"'disk' has dirty data on host höst \(b{32}\).* disk --layer N --dirty`"):
         check_holder(DIRTY, FreeClaim(HERE), "disk")

@@ -24,17 +24,20 @@ SAMPLE = Manifest(
             artifacts=("/mnt/rwl.2.pool",),
             dirty=True,
             torn=True,
+            torn_beyond=True,
             holds_group=True,
+            files_id="6f1c",
         ),
     ),
 )
 SAMPLE_BYTES = (
-    b"fusecache-manifest 3 crc32c c3c2b1e1\n"
+    b"fusecache-manifest 4 crc32c cbd7947c\n"
     b'{"epoch":3,"host":"0123456789abcdef0123456789abcdef","identity":"directory:6f1c:12","layers":['
-    b'{"artifacts":[],"dirty":false,"holds_group":false,"index":0,"options":{},"plugin":"passthrough",'
-    b'"torn":false},'
-    b'{"artifacts":["/mnt/rwl.2.pool"],"dirty":true,"holds_group":true,"index":2,'
-    b'"options":{"keep_clean":true,"path":"/mnt/Gr\xc3\xb6\xc3\x9fe","size":"20GiB"},"plugin":"rwl","torn":true}]}\n'
+    b'{"artifacts":[],"dirty":false,"files_id":"","holds_group":false,"index":0,"options":{},"plugin":"passthrough",'
+    b'"torn":false,"torn_beyond":false},'
+    b'{"artifacts":["/mnt/rwl.2.pool"],"dirty":true,"files_id":"6f1c","holds_group":true,"index":2,'
+    b'"options":{"keep_clean":true,"path":"/mnt/Gr\xc3\xb6\xc3\x9fe","size":"20GiB"},"plugin":"rwl","torn":true,'
+    b'"torn_beyond":true}]}\n'
 )
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -59,8 +62,10 @@ def manifests(draw: st.DrawFn) -> Manifest:
             options=draw(options),
             artifacts=tuple(draw(st.lists(texts, max_size=3))),
             dirty=(dirty := draw(st.booleans())),
-            torn=dirty and draw(st.booleans()),
+            torn=(torn := dirty and draw(st.booleans())),
+            torn_beyond=torn and draw(st.booleans()),
             holds_group=dirty and draw(st.booleans()),
+            files_id=draw(texts) if dirty else "",
         )
         for index in indexes
     ]
@@ -68,7 +73,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
     return Manifest(identity=draw(texts), epoch=epoch, host=draw(texts), layers=tuple(layers))
 
 
-def with_body(body: bytes, version: int = 3) -> bytes:
+def with_body(body: bytes, version: int = 4) -> bytes:
     """Return *body* under a header that fits it."""
     return b"fusecache-manifest %d crc32c %08x\n%b" % (version, crc32c(body), body)
 
@@ -109,21 +114,21 @@ def test_no_cut_or_longer_file_is_a_manifest() -> None:
 
 @given(st.binary(max_size=100))
 def test_junk_is_refused(junk: bytes) -> None:
-    for data in (junk, b"fusecache-manifest 3 " + junk, with_body(junk)):
+    for data in (junk, b"fusecache-manifest 4 " + junk, with_body(junk)):
         with pytest.raises(CorruptState):
             decode(data)
 
 
 def test_another_version_is_refused_with_both_named() -> None:
-    with pytest.raises(CorruptState, match="has format version 1, this fusecache reads version 3"):
+    with pytest.raises(CorruptState, match="has format version 1, this fusecache reads version 4"):
         decode(with_body(b"whatever comes then", version=1))
     with pytest.raises(CorruptState, match="has format version 7"):
         decode(b"fusecache-manifest 7 another checksum\n")
 
 
 def test_a_wrong_checksum_is_refused_with_both_named() -> None:
-    with pytest.raises(CorruptState, match="found 'crc32c 00000000', computed crc32c c3c2b1e1"):
-        decode(SAMPLE_BYTES.replace(b"c3c2b1e1", b"00000000"))
+    with pytest.raises(CorruptState, match="found 'crc32c 00000000', computed crc32c cbd7947c"):
+        decode(SAMPLE_BYTES.replace(b"cbd7947c", b"00000000"))
 
 
 @pytest.mark.parametrize(
@@ -141,6 +146,8 @@ def test_a_wrong_checksum_is_refused_with_both_named() -> None:
         ({"layers": [{"index": i, "plugin": "rwl"} for i in (1, 1)]}, r"\[1, 1\]"),
         ({"layers": [{"index": 0, "plugin": "rwl", "torn": True}]}, "is torn and is not dirty"),
         ({"layers": [{"index": 0, "plugin": "rwl", "holds_group": True}]}, "holds a group and is not dirty"),
+        ({"layers": [{"index": 0, "plugin": "rwl", "dirty": True, "torn_beyond": True}]}, "beyond .* and is not torn"),
+        ({"layers": [{"index": 0, "plugin": "rwl", "files_id": "6f1c"}]}, "files_id of a layer that is not dirty"),
         ({"layers": [{"index": 0, "plugin": "rwl"}]}, "canonical"),
     ],
 )

@@ -6,6 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from fusecache.api.backend import ImageInfo
 from fusecache.api.errors import ImageBusy, ImageNotFound, VolumeClosed, errno_of
 from fusecache.images.image import Image
 from fusecache.images.requests import ImageFailed
@@ -45,7 +46,12 @@ async def test_an_image_is_announced_before_anybody_uses_it() -> None:
 
 
 async def test_an_error_of_opening_reaches_all_who_wait_and_leaves_nothing() -> None:
-    async with shelf("disk") as images, trio.open_nursery() as nursery:
+    told: list[tuple[str, str]] = []
+
+    def on_failure(info: ImageInfo, error: Exception) -> None:
+        told.append((info.name, str(error)))
+
+    async with shelf("disk", on_open_failed=on_failure) as images, trio.open_nursery() as nursery:
         images.gate = trio.Event()
         images.failures = [ImageBusy("held by another host")]
         found: list[Image | Exception] = []
@@ -56,6 +62,7 @@ async def test_an_error_of_opening_reaches_all_who_wait_and_leaves_nothing() -> 
         await wait_all_tasks_blocked()
         assert [str(error) for error in found] == ["held by another host"] * 3
         assert (images.registry.all_open(), images.events) == ([], ["open-failed"])
+        assert told == [("disk", "held by another host")]
         async with images.registry.using("disk"):
             assert images.begun == ["disk", "disk"]
 

@@ -8,8 +8,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from fusecache.api import ImageInfo, ImageRecord
-from fusecache.api.errors import ImageBusy, ImageGone, VolumeClosed
-from fusecache.config.schema import LayerConfig, StackConfig
+from fusecache.api.errors import ImageBusy, ImageGone, ImageNotFound, VolumeClosed
 from fusecache.images.image import Image
 from fusecache.images.registry import Registry
 from fusecache.stack.assemble import Stack, StackLayer
@@ -43,7 +42,7 @@ class Kept:
         layer, faults, gate: of the stack that was opened last; the gate, for changes below, is open at first.
         events: kinds of what was told.
         closed: how many stacks were closed.
-        drops: what was dropped of closed images; they wait for *dropping*.
+        drops: what was dropped of closed images; they wait for *dropping*, as removals for *removing*.
     """
 
     layer: Counting
@@ -58,15 +57,17 @@ class Kept:
         self.drops: list[tuple[str, int, bool, bool]] = []
         self.dropping = trio.Event()
         self.dropping.set()
-        self.configured: StackConfig | None = None
+        self.removing = trio.Event()
+        self.removing.set()
         self.registry = Registry(
             self.backend,
             open_stack=self._open,
-            stack_for=lambda name: self.configured,
+            stack_for=lambda name: None,
             nursery=nursery,
             release_after=release_after,
             emit=lambda kind, text: self.events.append(kind),
             drop_layer=self._drop,
+            remove_image=self._remove,
         )
 
     @asynccontextmanager
@@ -87,6 +88,10 @@ class Kept:
     async def _drop(self, name: str, index: int, dirty: bool, torn: bool) -> None:
         await self.dropping.wait()
         self.drops.append((name, index, dirty, torn))
+
+    async def _remove(self, name: str) -> None:
+        await self.removing.wait()
+        await self.backend.remove(name)
 
     async def info(self, name: str = "disk") -> ImageInfo:
         return await self.backend.lookup(name)
@@ -266,10 +271,42 @@ async def test_the_end_of_the_mount_does_not_wait_for_a_drop() -> None:
         assert world.drops == []
 
 
-async def test_an_image_s_layers_are_dropped_before_it_is_removed() -> None:
-    async with kept() as world:
-        layers = tuple(LayerConfig(index=index, plugin="writeback") for index in (1, 0))
-        world.configured = StackConfig(images=("*",), layers=layers)
-        await world.registry.remove("disk")
-        assert world.drops == [("disk", 1, False, False), ("disk", 0, False, False)]
+async def test_whoever_wants_an_image_that_is_being_removed_waits_and_finds_none() -> None:
+    async with kept() as world, trio.open_nursery() as nursery:
+        world.removing = trio.Event()
+        failures: list[Exception] = []
+
+        async def use() -> None:
+            try:
+                await world.registry.acquire("disk")
+            except ImageNotFound as error:
+                failures.append(error)
+
+        nursery.start_soon(world.registry.remove, "disk")
+        await wait_all_tasks_blocked()
+        nursery.start_soon(use)
+        await wait_all_tasks_blocked()
+        assert not failures
+        world.removing.set()
+        await wait_all_tasks_blocked()
+        assert len(failures) == 1
         assert list(world.backend.images) == ["other"]
+
+
+async def test_the_end_of_the_mount_does_not_wait_for_a_removal_and_lets_none_begin() -> None:
+    async with kept() as world, trio.open_nursery() as nursery:
+        world.removing = trio.Event()
+        failures: list[Exception] = []
+
+        async def remove() -> None:
+            try:
+                await world.registry.remove("disk")
+            except VolumeClosed as error:
+                failures.append(error)
+
+        nursery.start_soon(remove)
+        await wait_all_tasks_blocked()
+        await world.registry.close()
+        await remove()
+        assert len(failures) == 2
+        assert "disk" in world.backend.images

@@ -122,7 +122,7 @@ async def test_what_leaves_a_level_torn_is_not_taken_over(
         return open_image(name, claim, **options)
 
     monkeypatch.setattr(backend, "open", opening)
-    with pytest.raises(LayerDirty, match="`fusecache discard --layer 0 --dirty --torn`"):
+    with pytest.raises(LayerDirty, match="`fusecache discard CONFIG IMAGE --layer 0 --dirty --torn`"):
         async with opener(take_over=True):
             raise AssertionError("the stack is not open")
     assert image.record == torn

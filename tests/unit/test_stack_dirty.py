@@ -204,16 +204,21 @@ async def test_a_cancelled_set_or_clear_is_right_after_the_next(images: Path, he
         await cancelled_at_each_await(mark.clear, set_again)
 
 
-def torn_in(text: bytes) -> list[int]:
-    """Return the layers that are torn by a manifest's text."""
-    return [layer.index for layer in decode(text).layers if layer.torn] if text else []
+def said_in(text: bytes, word: str) -> list[int]:
+    """Return the layers of which a manifest's text says that word."""
+    return [layer.index for layer in decode(text).layers if getattr(layer, word)] if text else []
 
 
-async def torn(stack: Stack, here: Path) -> tuple[list[int], list[int]]:
+async def torn(stack: Stack, here: Path, word: str = "torn") -> tuple[list[int], list[int]]:
     """Return the layers that are torn by the manifest, and by the record, as they are now."""
     record = await stack.image.record()
     manifest = here / "images" / stack.identity.digest / "manifest"
-    return torn_in(manifest.read_bytes()), torn_in(b"" if record is None else record.manifest.encode())
+    return said_in(manifest.read_bytes(), word), said_in(b"" if record is None else record.manifest.encode(), word)
+
+
+async def beyond(stack: Stack, here: Path) -> tuple[list[int], list[int]]:
+    """As :func:`torn`, of those that are so beyond a group."""
+    return await torn(stack, here, "torn_beyond")
 
 
 async def test_torn_is_said_first_in_the_manifest_and_taken_back_first_in_the_record(
@@ -237,6 +242,37 @@ async def test_torn_is_said_first_in_the_manifest_and_taken_back_first_in_the_re
         assert not mark.is_torn
         assert await torn(stack, here) == ([], [])
         assert await durable(stack, here) == ([0], [0])
+
+
+async def test_a_torn_mark_says_beyond_until_it_is_taken_back_and_one_that_is_not_set_says_all_at_once(
+    images: Path, here: Path, steps: Steps
+) -> None:
+    async with stack_open(images, here, 0) as stack:
+        mark = mark_of(stack)
+        steps.told.clear()
+        await mark.tear()
+        assert steps.told == [("manifest", [0]), ("record", [0])]
+        assert mark.is_set
+        assert await torn(stack, here) == ([0], [0])
+        assert not mark.is_torn_beyond
+        for failing in ("manifest", "record"):
+            steps.failures[failing] = [OSError("away")]
+            with pytest.raises(OSError, match="away"):
+                await mark.tear(beyond=True)
+            assert (mark.is_torn, mark.is_torn_beyond) == (True, False)
+            assert await beyond(stack, here) == ([], [])
+        await mark.tear(beyond=True)
+        await mark.tear()
+        assert mark.is_torn_beyond
+        assert await beyond(stack, here) == ([0], [0])
+        await mark.mend()
+        await mark.tear()
+        assert await torn(stack, here) == ([0], [0])
+        assert await beyond(stack, here) == ([], [])
+        await mark.tear(beyond=True)
+        await mark.clear()
+        assert not mark.is_torn_beyond
+        assert await durable(stack, here) == ([], [])
 
 
 async def test_a_layer_that_is_left_torn_opens_so(images: Path, here: Path) -> None:

@@ -96,7 +96,7 @@ async def test_dropping_a_dirty_layer_can_be_repeated(images: Path, here: Path, 
     assert killed_at(images, here, "drop", step) == (step < 3)
     assert pool.exists() == (step == 0)
     if step == 1:
-        with pytest.raises(PoolMissing, match="fusecache discard --layer 0 --dirty"):
+        with pytest.raises(PoolMissing, match="fusecache discard CONFIG IMAGE --layer 0 --dirty"):
             async with stack_open(images, here):
                 raise AssertionError("the stack is open")
     await dropped(images, here, dirty=True)
@@ -148,7 +148,7 @@ async def test_an_image_is_taken_over_by_one_step(images: Path, here: Path, else
 async def expect_torn(images: Path, here: Path, elsewhere: Path) -> None:
     """No host discards the layer without being told that torn will do; the layer is opened with that word."""
     for state, options in ((here, {}), (elsewhere, {"take_over": True})):
-        with pytest.raises(LayerDirty, match="`fusecache discard --layer 0 --dirty --torn`"):
+        with pytest.raises(LayerDirty, match="`fusecache discard CONFIG IMAGE --layer 0 --dirty --torn`"):
             await dropped(images, state, dirty=True, **options)
     with pytest.raises(LayerDirty, match="layer 0 is dirty"):
         await dropped(images, here, torn=True)
@@ -172,6 +172,17 @@ async def test_a_layer_that_is_not_torn_by_the_record_is_discarded_as_ever(
     await expect_clean(images, here, elsewhere)
 
 
+@pytest.mark.parametrize("step", [0, 1, 2])
+async def test_a_torn_layer_is_torn_beyond_as_soon_as_the_record_says_so(
+    images: Path, here: Path, elsewhere: Path, step: int
+) -> None:
+    assert killed_at(images, here, "tear beyond", step) == (step < 2)
+    async with stack_open(images, here) as stack:
+        assert layer_of(stack).mark.is_torn_beyond == (step == 2)
+        await stack.top.write(0, memoryview(b"data"))
+    await expect_torn(images, here, elsewhere)
+
+
 async def test_a_torn_layer_is_discarded_only_if_torn_will_do(images: Path, here: Path, elsewhere: Path) -> None:
     assert not killed_at(images, here, "tear", ALL)
     await expect_torn(images, here, elsewhere)
@@ -193,7 +204,7 @@ async def test_a_layer_is_torn_until_the_record_is_without_it_on_another_host_to
 async def test_dropping_a_torn_layer_can_be_repeated(images: Path, here: Path, elsewhere: Path) -> None:
     assert not killed_at(images, here, "tear", ALL)
     assert killed_at(images, here, "drop torn", 1)
-    with pytest.raises(PoolMissing, match="fusecache discard --layer 0 --dirty --torn"):
+    with pytest.raises(PoolMissing, match="fusecache discard CONFIG IMAGE --layer 0 --dirty --torn"):
         async with stack_open(images, here):
             raise AssertionError("the stack is open")
     with pytest.raises(LayerDirty, match="--torn"):

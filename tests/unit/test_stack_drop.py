@@ -33,7 +33,7 @@ async def test_a_dirty_layer_without_its_plugin_is_dropped(images: Path, here: P
     with pytest.raises(PluginMissing):
         async with stack_open(images, here, 0):
             raise AssertionError("the stack is open")
-    with pytest.raises(LayerDirty, match="layer 0 is dirty: `fusecache discard --layer 0 --dirty`"):
+    with pytest.raises(LayerDirty, match="layer 0 is dirty: `fusecache discard CONFIG IMAGE --layer 0 --dirty`"):
         await dropped(images, here)
     assert pool.exists()
     await dropped(images, here, dirty=True)

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 
 from fusecache.state.dirty import dirty_images
 from fusecache.state.manifest import decode
+from tests.support.crash_steps import Seen, before_each_change
 from tests.support.dirty_stacks import NAME, dropped, pool_of, stack_open
 
 pytestmark = pytest.mark.usefixtures("installed")
@@ -82,49 +82,22 @@ async def test_what_a_crash_left_of_making_a_file_is_removed_with_it(images: Pat
     assert [path.exists() for path in unfinished] == [True, False, False]
 
 
-def seen_at_each_step(patch: pytest.MonkeyPatch, state: Path, seen: Path) -> None:
-    """Copy the state directory before each system call that changes it: what a process that dies there leaves.
-
-    Copies are numbered; what is the same as before is not copied again.
-    """
-    numbers = itertools.count()
-    last: list[dict[Path, bytes]] = [{}]
-
-    def before(owner: Any, name: str) -> None:
-        call = getattr(owner, name)
-
-        def copying(*args: Any, **options: Any) -> Any:
-            found = {path: path.read_bytes() for path in state.rglob("*") if path.is_file()}
-            if found != last[-1]:
-                last.append(found)
-                shutil.copytree(state, seen / str(next(numbers)))
-            return call(*args, **options)
-
-        patch.setattr(owner, name, copying)
-
-    for name in ("unlink", "rename", "touch"):
-        before(Path, name)
-    for name in ("fsync", "write", "link"):
-        before(os, name)
-
-
 async def test_a_crash_at_any_step_leaves_no_file_unnamed_and_every_config_opens(
     images: Path, here: Path, tmp_path: Path
 ) -> None:
     async with stack_open(images, here, 0, 1, 2) as stack:
         await stack.top.write(0, memoryview(b"data"))
         await stack.writeback()
-    seen = tmp_path / "seen"
-    seen.mkdir()
+    seen = Seen(here, tmp_path / "seen")
     with pytest.MonkeyPatch.context() as patch:
-        seen_at_each_step(patch, here, seen)
+        before_each_change(patch, lambda name, args: seen.look())
         await use(images, here, 0)
-    steps = [named_and_there(step) for step in sorted(seen.iterdir(), key=lambda step: int(step.name))]
+    steps = [named_and_there(step) for step, _ in seen.steps]
     assert all(files <= layers for layers, files in steps)
     everything = {0, 1, 2}
     found = [step for step, _ in itertools.groupby(steps)]
     assert found == [(everything, everything), (everything, {0, 2}), (everything, {0}), ({0}, {0})]
-    for step in seen.iterdir():
+    for step, _ in seen.steps:
         for indexes in ((0,), (2, 1, 0), ()):
             shutil.rmtree(here)
             shutil.copytree(step, here)

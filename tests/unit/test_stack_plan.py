@@ -133,13 +133,13 @@ def test_a_clean_layer_of_a_dirty_stack_may_be_left_out_unless_it_is_required() 
 
 
 def test_a_dirty_layer_of_another_host_fails_the_open_naming_it() -> None:
-    with pytest.raises(ImageBusy, match=f"dirty on host {THERE}.*fusecache failover"):
+    with pytest.raises(ImageBusy, match=f"dirty on host {THERE}.*`fusecache discard CONFIG IMAGE --layer N --dirty`"):
         plan(stack((1, "rwl")), record(dirty(1, "rwl"), host=THERE), files=["/pool/1"])
 
 
 @pytest.mark.parametrize("host", [HERE, THERE])
 def test_a_dirty_layer_of_an_older_epoch_is_fenced(host: str) -> None:
-    with pytest.raises(Fenced, match="dirty at epoch 1, the image is at epoch 2"):
+    with pytest.raises(Fenced, match=r"dirty at epoch 1, the image is at epoch 2.* --layer 1 --dirty` comes"):
         plan(stack((1, "rwl")), record(dirty(1, "rwl"), host=host), files=["/pool/1"], epoch=2)
 
 
@@ -214,6 +214,6 @@ class TestTheManifestInForce:
 
 def test_a_lost_pool_file_is_told_with_the_command_that_gives_it_up() -> None:
     with pytest.raises(
-        PoolMissing, match=r"/pool/1 is gone: bring it back, or .*`fusecache discard --layer 1 --dirty`"
+        PoolMissing, match=r"/pool/1 is gone: bring it back, or .*`fusecache discard CONFIG IMAGE --layer 1 --dirty`"
     ):
         plan(None, record(dirty(1, "rwl")))

@@ -20,6 +20,7 @@ WORDS: Mapping[str, Mapping[str, bool]] = {
     "-": {},
     "d": {"dirty": True},
     "t": {"dirty": True, "torn": True},
+    "x": {"dirty": True, "torn": True, "torn_beyond": True},
     "h": {"dirty": True, "holds_group": True},
     "b": {"dirty": True, "torn": True, "holds_group": True},
 }
@@ -45,6 +46,8 @@ class TestTheRule:
         [
             ("ddt", 2, "dh-"),
             ("ddb", 2, "dh-"),
+            ("xdx", 2, "xh-"),
+            ("dx", 1, "h-"),
             ("d-t", 2, "h--"),
             ("dh-", 1, "h--"),
             ("dt-", 1, "h--"),
@@ -60,10 +63,15 @@ class TestTheRule:
 
     @pytest.mark.parametrize(
         ("words", "found"),
-        [("hdt", "layer 2 is in the middle"), ("dhd", "layer 1 holds writes"), ("b", "layer 0 is in the middle")],
+        [
+            ("hdt", "layer 2 is in the middle"),
+            ("dhd", "layer 1 holds writes"),
+            ("b", "layer 0 is in the middle"),
+            ("x", "layer 0 is in"),
+        ],
     )
     def test_of_what_is_not_whole_the_highest_is_told(self, words: str, found: str) -> None:
-        with pytest.raises(LayerDirty, match=f"{found} .*`fusecache discard --layer 7 --dirty --torn`"):
+        with pytest.raises(LayerDirty, match=f"{found} .*`fusecache discard CONFIG IMAGE --layer 7 --dirty --torn`"):
             check_whole(manifest(words).layers, 7)
         check_whole(manifest("-dd").layers, 7)
 
@@ -88,7 +96,7 @@ def words_of(text: bytes) -> str:
     names = {tuple(sorted(words)): letter for letter, words in WORDS.items()}
     layers = decode(text).layers
     return "".join(
-        names[tuple(sorted(word for word in ("dirty", "torn", "holds_group") if getattr(layer, word)))]
+        names[tuple(sorted(word for word in ("dirty", "torn", "torn_beyond", "holds_group") if getattr(layer, word)))]
         for layer in layers
     )
 
@@ -118,9 +126,9 @@ async def test_whatever_ends_the_word_torn_passes_it_on_in_the_same_write(images
         await top.mend()
         assert await said(images, here) == "dhd"
         assert [stack.holds_group(index) for index in range(3)] == [True, True, False]
-        await top.tear()
+        await top.tear(beyond=True)
         await middle.clear()
-        assert await said(images, here) == "h-t"
+        assert await said(images, here) == "h-x"
         await top.clear()
         assert await said(images, here) == "h--"
         assert [stack.holds_group(index) for index in range(3)] == [True, False, False]
@@ -142,21 +150,25 @@ async def test_a_group_that_is_below_as_a_whole_leaves_nothing_to_answer_for(ima
         assert await said(images, here) == "dd"
 
 
-async def left_behind(images: Path, here: Path) -> None:
-    """Leave two dirty layers, the upper one torn."""
+async def left_behind(images: Path, here: Path, *, beyond: bool = False) -> None:
+    """Leave two dirty layers, the upper one torn, or torn beyond."""
     async with stack_open(images, here, 1, 0) as stack:
         for data in (b"one", b"two"):
             await stack.top.write(0, memoryview(data))
             await stack.writeback(1)
         await stack.top.write(0, memoryview(b"six"))
-        await mark_of(stack, 1).tear()
-    assert await said(images, here) == "dt"
+        await mark_of(stack, 1).tear(beyond=beyond)
+    assert await said(images, here) == ("dx" if beyond else "dt")
 
 
-async def test_the_word_outlives_the_stack(images: Path, here: Path) -> None:
-    await left_behind(images, here)
+@pytest.mark.parametrize("beyond", [False, True])
+async def test_the_word_outlives_the_stack(images: Path, here: Path, beyond: bool) -> None:
+    await left_behind(images, here, beyond=beyond)
     async with stack_open(images, here) as stack:
-        await mark_of(stack, 1).mend()
+        mark = mark_of(stack, 1)
+        assert (mark.is_torn, mark.is_torn_beyond) == (True, beyond)
+        await mark.mend()
+        assert not mark.is_torn_beyond
     assert await said(images, here) == "hd"
     async with stack_open(images, here) as stack:
         assert mark_of(stack, 0).holds_group
@@ -169,8 +181,9 @@ async def test_the_word_outlives_the_stack(images: Path, here: Path) -> None:
     assert await said(images, here) == "--"
 
 
-async def test_each_discard_of_a_closed_image_asks_down_to_the_image(images: Path, here: Path) -> None:
-    await left_behind(images, here)
+@pytest.mark.parametrize("beyond", [False, True])
+async def test_each_discard_of_a_closed_image_asks_down_to_the_image(images: Path, here: Path, beyond: bool) -> None:
+    await left_behind(images, here, beyond=beyond)
     with pytest.raises(LayerDirty, match=r"lies under dirty layers.*: 1"):
         await dropped(images, here, 0, dirty=True, torn=True)
     for index, after in ((1, "h-"), (0, "--")):
@@ -180,11 +193,12 @@ async def test_each_discard_of_a_closed_image_asks_down_to_the_image(images: Pat
         assert await said(images, here) == after
 
 
+@pytest.mark.parametrize("beyond", [False, True])
 async def test_another_host_discards_or_takes_over_only_what_leaves_no_level_torn(
-    images: Path, here: Path, tmp_path: Path
+    images: Path, here: Path, tmp_path: Path, beyond: bool
 ) -> None:
     there = host(tmp_path / "there", "b")
-    await left_behind(images, here)
+    await left_behind(images, here, beyond=beyond)
     for index, what in ((1, "is in the middle"), (0, "holds writes")):
         with pytest.raises(LayerDirty, match=f"layer {index} {what}"):
             await dropped(images, there, index, dirty=True, take_over=True)
@@ -203,6 +217,6 @@ async def test_a_lost_pool_file_of_what_holds_a_group_is_told_with_the_command_t
     await dropped(images, here, 1, dirty=True, torn=True)
     (pool,) = (here / "images").glob("*/writeback.0.pool")
     pool.unlink()
-    with pytest.raises(PoolMissing, match="`fusecache discard --layer 0 --dirty --torn`"):
+    with pytest.raises(PoolMissing, match="`fusecache discard CONFIG IMAGE --layer 0 --dirty --torn`"):
         async with stack_open(images, here):
             raise AssertionError("the stack is open")

@@ -1,7 +1,8 @@
 """A write-back log in groups over another one: whenever a level may be torn, the image's record says so of a layer."""
 
+import errno
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from fusecache.api import DECLINED, Attempt, Done, ImageRecord
 from fusecache.api.errors import LayerDirty
 from fusecache.config.schema import LayerConfig, StackConfig
 from fusecache.mount import running_completions
+from fusecache.stack import assemble
 from fusecache.stack.assemble import Stack, open_stack
 from fusecache.stack.drop import drop_layer
+from fusecache.stack.link import Link
 from fusecache.state.manifest import decode
 from fusecache.state.store import StateStore
 from fusecache.testing import ThreadFileSync
@@ -76,7 +79,9 @@ class Disk:
         """Return what the record says of each layer."""
         record = self.backend.images[NAME].record
         layers = decode(record.manifest.encode()).layers if record is not None and record.manifest else ()
-        return tuple("torn" * layer.torn + "holds" * layer.holds_group for layer in layers)
+        return tuple(
+            "torn" * layer.torn + " beyond" * layer.torn_beyond + "holds" * layer.holds_group for layer in layers
+        )
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Stack]:
@@ -127,23 +132,33 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
     return made
 
 
-async def fill(stack: Stack) -> None:
-    """Write all generations, each with a flush."""
-    for number in range(GENERATIONS):
+async def fill(stack: Stack, first: int = 0, last: int = GENERATIONS) -> None:
+    """Write generations, each with a flush."""
+    for number in range(first, last):
         await stack.top.write(place(number), memoryview(bytes([number + 1]) * BLOCK))
         await stack.top.flush()
 
 
 class Held:
-    """The upper log in the middle of its group, half of which is in the lower one: the next write waits for *go*."""
+    """The upper log in the middle of its group, some of which is in the lower one: the next write waits for *go*."""
 
-    def __init__(self, stack: Stack, patch: pytest.MonkeyPatch) -> None:
+    def __init__(self, below: Link, patch: pytest.MonkeyPatch, after: int = GENERATIONS // 2) -> None:
         self.reached, self.go = trio.Event(), trio.Event()
-        self._left = GENERATIONS // 2
-        below = stack.layers[0].link
+        self._left = after
+        self._refused = False
         self._attempt, self._write = below.try_write, below.write
         patch.setattr(below, "try_write", self._try_write)
         patch.setattr(below, "write", self._wait_and_write)
+
+    def go_on(self, writes: int) -> None:
+        """Let it go on for so many writes."""
+        go, self.go, self.reached, self._left = self.go, trio.Event(), trio.Event(), writes - 1
+        go.set()
+
+    def refuse(self) -> None:
+        """Have this write fail, and all that follow."""
+        self._refused = True
+        self.go.set()
 
     def _try_write(self, offset: int, data: memoryview, done: Done) -> Attempt:
         self._left -= 1
@@ -153,6 +168,8 @@ class Held:
         if self._left < 0:
             self.reached.set()
             await self.go.wait()
+        if self._refused:
+            raise OSError(errno.EIO, "refused")
         await self._write(offset, data)
 
 
@@ -161,7 +178,7 @@ async def test_while_a_group_goes_through_both_logs_one_of_them_is_said_to_leave
 ) -> None:
     async with disk.open() as stack:
         await fill(stack)
-        held = Held(stack, monkeypatch)
+        held = Held(stack.layers[0].link, monkeypatch)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stack.writeback, 1)
             await held.reached.wait()
@@ -189,7 +206,7 @@ async def test_what_is_left_of_a_group_that_was_discarded_is_asked_about_down_to
 ) -> None:
     async with disk.open() as stack, trio.open_nursery() as nursery:
         await fill(stack)
-        held = Held(stack, monkeypatch)
+        held = Held(stack.layers[0].link, monkeypatch)
         waiting = trio.CancelScope()
 
         async def write_back() -> None:
@@ -225,6 +242,59 @@ async def test_a_group_that_is_whole_in_the_lower_log_is_torn_in_the_image_until
         assert set(disk.torn) == {("holds", "")}
         # It is clean, and has nothing to lose.
         await stack.invalidate(0, dirty=True)
+    assert disk.content == STATES[-1]
+    assert disk.said() == ()
+
+
+def fails(stack: Stack, patch: pytest.MonkeyPatch) -> None:
+    """Have the upper log fail as soon as it is to retire anything."""
+    layer: Any = stack.layers[1].layer
+
+    def failing(data: bytes, at: int, done: Done) -> None:
+        done(OSError(errno.EIO, "the medium fails"))
+
+    patch.setattr(layer._log.medium, "write_superblock", failing)
+
+
+async def test_what_an_upper_log_saved_before_it_died_is_torn_in_both_levels_until_all_it_recovers_is_there(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = GENERATIONS // 2
+    async with disk.open() as stack:
+        await fill(stack, 0, half)
+        held = [Held(stack.layers[0].link, monkeypatch, 3)]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stack.writeback, 1)
+            await held[0].reached.wait()
+            await fill(stack, half, GENERATIONS)
+            fails(stack, monkeypatch)
+            # The rest of the group, all of it again, as it is not retired, and one of those that follow.
+            held[0].go_on(half - 3 + half + 1)
+            await held[0].reached.wait()
+            nursery.cancel_scope.cancel()
+        held[0].refuse()
+    assert disk.said() == ("", "torn beyond")
+    with pytest.raises(LayerDirty, match="--layer 1 --dirty --torn"):
+        await disk.drop(1)
+    linked, links = assemble._linked, []
+
+    def linking(opened: AsyncExitStack, link: Link) -> Link:
+        links.append(link)
+        if len(links) == 2:
+            # Before the upper log is opened, which begins at once.
+            held.append(Held(link, monkeypatch, 3))
+        return linked(opened, link)
+
+    monkeypatch.setattr(assemble, "_linked", linking)
+    async with disk.open() as stack:
+        await held[1].reached.wait()
+        await stack.writeback(0)
+        assert disk.content not in STATES
+        assert disk.said() == ("", "torn beyond")
+        held[1].go.set()
+        await stack.writeback(1)
+        assert disk.said() == ("holds", "")
+        await stack.writeback()
     assert disk.content == STATES[-1]
     assert disk.said() == ()
 

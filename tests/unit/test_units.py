@@ -15,6 +15,7 @@ from fusecache.api.units import (
     parse_duration,
     parse_rate,
     parse_size,
+    readable_size,
 )
 
 
@@ -62,6 +63,34 @@ def test_a_size_that_was_written_is_read_back(size: int) -> None:
 def test_sizes_are_written_with_the_largest_unit_that_loses_nothing(count: int, power: int) -> None:
     unit = ("", "KiB", "MiB", "GiB", "TiB", "PiB")[power]
     assert format_size(count << 10 * power) == f"{count}{unit}"
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0"),
+        (1000, "1000B"),
+        (1024, "1KiB"),
+        (1025, "1.0KiB"),
+        (266115584, "253.8MiB"),
+        (211161 << 10, "206.2MiB"),
+        (64 << 20, "64MiB"),
+        ((1 << 20) - 1, "1.0MiB"),
+        (3 << 29, "1.5GiB"),
+        (5000 << 50, "5000PiB"),
+    ],
+)
+def test_sizes_for_people_are_short(size: int, text: str) -> None:
+    assert readable_size(size) == text
+
+
+@given(st.integers(1024, 1023 << 50))
+def test_sizes_for_people_are_right_to_one_place(size: int) -> None:
+    text = readable_size(size)
+    number = float(text[:-3])
+    assert number < 1024
+    scale = 1 << 10 * (1 + "KMGTP".index(text[-3]))
+    assert abs(number * scale - size) <= 0.0501 * scale
 
 
 @given(st.one_of(st.none(), st.integers(0, 1 << 70)))

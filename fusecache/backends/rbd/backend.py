@@ -223,7 +223,7 @@ class RbdBackend(Backend):
         if record is not None and record.holder is not None:
             raise ImageBusy(
                 f"image {name!r} is not {deed}: host {record.holder_name or record.holder} holds dirty data of it; "
-                "write it back there with `fusecache flush`"
+                "write it back there with `fusecache flush CONFIG IMAGE`"
             )
 
     async def _list(self, client: Client) -> Sequence[ImageInfo]:

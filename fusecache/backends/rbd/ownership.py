@@ -51,7 +51,7 @@ from fusecache.api.errors import ImageBusy, NotSupported
 from fusecache.backends.rbd.client import Client
 from fusecache.backends.rbd.errors import CEPH_ERRORS
 from fusecache.backends.rbd.handle import OpenHandle
-from fusecache.backends.rbd.header import Header
+from fusecache.backends.rbd.header import Header, header_object
 from fusecache.backends.rbd.lookup import fetch_header_of
 from fusecache.backends.rbd.opening import close_handle, open_handle
 from fusecache.backends.rbd.records import LIFTED, change_guard, decoded_record, lifted_guard
@@ -213,23 +213,24 @@ def _take_lock(image: Any, client: Client, gone: Collection[str]) -> None:
             return
         alive = {watcher["addr"] for watcher in image.watchers_list()}
         for owner in owners:
-            _check_gone(owner, path, client.address, alive, gone)
+            _check_gone(owner, image, client, alive, gone)
             _break(image, owner, path, client)
     raise ImageBusy(f"the exclusive lock of image {path} goes from hand to hand")
 
 
-def _check_gone(owner: str, path: str, address: str, alive: Collection[str], gone: Collection[str]) -> None:
+def _check_gone(owner: str, image: Any, client: Client, alive: Collection[str], gone: Collection[str]) -> None:
     """See that *owner* is gone.
 
     Raises:
         ImageBusy: it lives, or may.
     """
-    if owner == address:
+    path = _path(client.ioctx, image.get_name())
+    if owner == client.address:
         raise ImageBusy(f"image {path} is still being closed by this very process, client {owner}")
     if owner in alive and owner not in gone:
         raise ImageBusy(
             f"image {path} is locked by the client {owner}, which lives: end what uses the image there, or wait half "
-            f"a minute if that has died just now; `rbd lock list {path}` and `rbd status {path}` show it"
+            f"a minute if that has died just now; `{_watchers_command(client.ioctx, image)}` shows it until then"
         )
 
 
@@ -277,6 +278,12 @@ def _check_options(image: Any, path: str) -> None:
                 source = "its pool's metadata"
                 command = f"`rbd config pool remove {path.partition('/')[0]} {key}` removes it"
             raise NotSupported(f"image {path}: {source} sets {key} = {found}, allowed: {allowed}, as {why}; {command}")
+
+
+def _watchers_command(ioctx: Any, image: Any) -> str:
+    """Return the command that shows who has an image open; `rbd` itself opens none that has a guard."""
+    namespace = f" -N {ioctx.get_namespace()}" if ioctx.get_namespace() else ""
+    return f"rados -p {ioctx.get_pool_name()}{namespace} listwatchers {header_object(image.id())}"
 
 
 def _path(ioctx: Any, name: str) -> str:

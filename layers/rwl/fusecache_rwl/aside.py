@@ -26,7 +26,7 @@ step                                                  a crash, or loss of power,
 over what is below. What the pool has lost are records that no flush has acknowledged. Some of those may be below, and
 older records over them: of writes after the last acknowledged flush some are there and some are not, as on any disk.
 That is also why no flush is acknowledged before step 4: from then on nothing is put over the level below any more.
-While what the next open has recovered goes down, the level below is torn, and the mark says so in strict order
+While what the next open has recovered goes down, the level below is torn, and the mark says so
 (:mod:`fusecache_rwl.groups`).
 
 **Changes wait** from step 1 to 5, as in a full log, and fail as there after ``stall_timeout``. To let them pass would
@@ -47,6 +47,7 @@ import trio
 from fusecache.api import Buffer, DirtyMark, Emit, FusecacheError, Volume
 from fusecache_rwl.format import RecordType
 from fusecache_rwl.log import Log
+from fusecache_rwl.superblock import name_of
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class Aside:
     async def mark(self) -> None:
         """Mark the image as dirty, for the log; see :meth:`fusecache.api.DirtyMark.set`."""
         with self._counted():
-            await self._dirty.set()
+            await self._dirty.set(name_of(self._log.superblock))
 
     async def change(self, kind: RecordType, offset: int, length: int, data: Buffer | None) -> None:
         """Make a change in the level below. To be called while :attr:`active`, with nothing awaited in between."""

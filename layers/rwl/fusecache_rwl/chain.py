@@ -31,7 +31,14 @@ class Succession(Protocol):
         in this way. Asked again, with 0, when it is to begin."""
 
     def moved(self, length: int) -> None:
-        """So many bytes are on their way."""
+        """So many bytes are on their way, or there."""
+
+    @property
+    def must_settle(self) -> bool:
+        """None can be kept before :meth:`settle`."""
+
+    async def settle(self) -> None:
+        """Wait until one can."""
 
     def keep(self, generation: Generation) -> None:
         """It is durable below."""
@@ -64,6 +71,8 @@ class Chain:
         # All of it is on its way below, or there; and what follows it.
         self._current: Generation | None = None
         self._next: _Ready | None = None
+        # The current one is durable there, and waits only to be kept.
+        self._flushed_below = False
 
     async def run(self) -> int:
         """Take generations down until none follows, and return how many are kept.
@@ -85,7 +94,9 @@ class Chain:
         if self._failure is not None:
             raise self._failure
         if self._current is not None:
-            await self._below.flush()
+            if not self._flushed_below:
+                await self._below.flush()
+            await self._succession.settle()
             self._keep(self._current)
         return self._kept
 
@@ -109,16 +120,17 @@ class Chain:
         # One more, so that the end comes when all have begun.
         self._under_way = 1
         for offset, data in ready.writes:
-            self._succession.moved(len(data))
             try:
                 outcome = self._below.try_write(offset, data, self._written)
             except Exception as error:
                 self._fail(error)
                 break
             if outcome is DECLINED:
+                # Whoever moves it in another way counts it.
                 self._current = None
                 break
             self._under_way += outcome is PENDING
+            self._succession.moved(len(data))
         self._under_way -= 1
         if not self._under_way:
             # Nothing waits, so that others would never run.
@@ -146,17 +158,22 @@ class Chain:
             self._over.set()
 
     def _flushed(self, error: BaseException | None) -> None:
-        try:
-            if error is not None:
-                raise error
-            if not self._cut:
-                self._go_on()
-        except Exception as failure:
-            self._fail(failure)
+        if error is not None:
+            self._fail(error)
             self._over.set()
+        elif not self._cut:
+            try:
+                self._go_on()
+            except Exception as failure:
+                self._fail(failure)
+                self._over.set()
 
     def _go_on(self) -> None:
         assert self._current is not None
+        if self._succession.must_settle:
+            self._flushed_below = True
+            self._over.set()
+            return
         ready = self._next
         self._keep(self._current)
         follower = self._succession.follower(0)

@@ -62,13 +62,13 @@ class Orders(Pace, Protocol):
 
     Attributes:
         paced: :meth:`pace` may wait.
-        short_of_space: somebody waits for the space of what is below.
     """
 
     @property
     def paced(self) -> bool: ...
-    @property
-    def short_of_space(self) -> bool: ...
+
+    def awaits(self, number: int) -> bool:
+        """Say whether somebody waits for the generation *number* to be retired."""
 
     def goes_on(self, generation: Generation | None) -> bool:
         """Say whether *generation*, the next one, is to go below; None is the open one."""
@@ -148,20 +148,16 @@ class Descent:
         """Generations are kept, and retired later."""
         return self._strict and not self._groups.in_flight and self._log.failure is None
 
-    def _has_room(self, generation: Generation) -> bool:
-        if self._orders.short_of_space and len(self._retirement):
-            return False
-        return self._retirement.has_room(generation)
-
     async def _move(self, generations: Sequence[Generation]) -> bool:
         """Take all steps but the last for what goes below as one; False where it was stopped in between."""
-        if self._keeps and not self._has_room(generations[0]):
+        if self._keeps and not self._retirement.has_room(generations[0]):
             self._retirement.begin()
         if not await self._groups.announce(generations):
             return True
         if self._orders.stopped:
             return False
         self._groups.begun = True
+        self._sync_ahead()
         records = chain.from_iterable(generation.records for generation in generations)
         if not await Movement(self._log, self._below, self._orders, self._nursery).carry_out(
             plan_slices(records, self._below.preferred_io), self._depth
@@ -170,11 +166,17 @@ class Descent:
         await self._flush_below()
         await self._retirement.settle()
         if self._keeps:
-            self._retirement.keep(generations[0])
+            self._keep(generations[0])
         else:
             await self._retirement.retire_kept()
             await self._retirement.retire(generations)
         return True
+
+    def _sync_ahead(self) -> None:
+        """Have the log made durable for the generation after this one, so that it need not wait."""
+        following = self._log.ledger.oldest_sealed(len(self._retirement) + 1)
+        if following is not None and self._log.failure is None and self._log.durable_lsn < following.end_lsn - 1:
+            self._log.commit(lambda error: None)
 
     async def _flush_below(self) -> None:
         ended = trio.Event()
@@ -208,7 +210,7 @@ class Descent:
             or orders.stopped
             or orders.paced
             or not orders.goes_on(generation)
-            or not self._has_room(generation)
+            or not self._retirement.has_room(generation)
         ):
             return None
         return generation
@@ -219,4 +221,29 @@ class Descent:
 
     def keep(self, generation: Generation) -> None:
         """Keep a generation of the row."""
+        self._keep(generation)
+
+    @property
+    def must_settle(self) -> bool:
+        """None can be kept before :meth:`settle`."""
+        return self._retirement.is_under_way
+
+    async def settle(self) -> None:
+        """Wait until those that are kept are retired, where they are being."""
+        await self._retirement.settle()
+
+    # ---- somebody waits ----
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the ring that are free once nothing is kept any more."""
+        return self._retirement.kept_bytes
+
+    def _keep(self, generation: Generation) -> None:
         self._retirement.keep(generation)
+        if self._orders.awaits(generation.number):
+            self._retirement.begin()
+
+    def hurry(self) -> None:
+        """Somebody begins to wait for space: what is kept is retired now, beside what is on its way."""
+        self._retirement.hurry()

@@ -31,15 +31,57 @@ when nothing is. That errs to the safe side, and only where nobody can ask the l
 image :attr:`Groups.torn` counts, which is exact. A generation that goes alone, as the next one or because the log
 has no space for a record, may do so under that mark too.
 
-**A log that fails** moves its tail in memory only. What is below is then *ahead* of where a recovery begins, which
-would put older generations over newer ones, one by one. So in strict order, where nothing else ever tears anything, the
-mark says torn before a second generation goes below from a failed log; and a recovery that finds that word makes one
-group of all that it finds. In grouped order that word may be one that was not yet taken back, and only a group that a
-record names is carried out as one. Not covered: later generations that went below from a log which failed in mid-group
-are put right when they go below again; until then the level is torn, and after the named group nothing says so.
+**A log that fails** finishes the group in flight, takes no further record, and moves its tail in memory only. From then
+on what is below is *ahead* of where a recovery begins, which would put older generations over newer ones. So before the
+next one goes below the mark says torn *beyond*: that more may be there than the group that a record names. A recovery
+that finds that word makes one group of all that it finds, the named one included. What is to be completed is told by
+word and records alone, whatever order is configured. Of a process killed, or power lost, after each step, in either
+order:
+
+====  ===========================================  =====================================================================
+step                                               what is true
+====  ===========================================  =====================================================================
+1     the log fails                                as ever: one generation is in part below, in strict order after some
+                                                   that are kept (:mod:`fusecache_rwl.descent`); or the group in
+                                                   flight, under the word torn
+2     that is below, flushed, and retired in       below is all up to its end. Recovery does it again, which changes
+      memory                                       nothing
+3     the mark says torn beyond; durable           the same; recovery does again all that it finds, as one
+4     later ones go below, one by one              below is a point of the order, until a recovery tears it. Nobody
+                                                   discards the layer without taking a torn level
+5     all are, and flushed                         the same
+6     the mark is cleared; durable                 the level below, which has everything: the log is void. If the medium
+                                                   comes back the log begins anew, and is ahead of nothing
+====  ===========================================  =====================================================================
+
+Where the mark cannot be changed, nothing goes below after step 2. A superblock that failed may be durable all the same:
+then recovery begins later, and finds the less to be done again. What the medium has lost, so that recovery does not
+find it, no flush has acknowledged: of that some is below in the end, and some is not (:mod:`fusecache_rwl.aside`).
+
+====  ===========================================  =====================================================================
+step  of that recovery                             what is true
+====  ===========================================  =====================================================================
+1     all that it found is the group in flight     as before it; of an image that is read-only it stays so
+2     some of it is below                          below is torn, as the mark says. The next recovery does all of it
+                                                   again, together with what was appended meanwhile
+3     all of it is, and flushed; the superblock    below is all up to its end. The mark says torn without need, and the
+      names the next generation                    next recovery makes one group of what it finds, without need
+4     write-back comes to rest, and the mark says  below is a point of the order, and the next recovery is as ever
+      torn no more; durable
+====  ===========================================  =====================================================================
+
+If that log fails too, its group is finished, and from then on it is ahead, under the word that stands: steps 4 to 6 of
+the first table.
+
+Dirty data that were to be dropped, and are not, as the mark of a failed log could not be cleared, go below under a mark
+that is set again. It says dirty and torn by one write: after a crash in between nothing would be one group.
+
+**A discard** goes by the durable word where the layer is not open: with its plugin or without, on this host or another.
+Of an open one :attr:`Groups.torn` counts, which is False of a log that is ahead: that tears nothing while it lives.
 
 Where the level below is a layer that writes back, those under it stay torn until it has written all of the group back,
-after this layer has taken the word back. The core answers for that: see :meth:`fusecache.api.DirtyMark.mend`.
+after this layer has taken the word back. The core answers for that, whichever the word was: see
+:meth:`fusecache.api.DirtyMark.mend`.
 """
 
 from collections.abc import Sequence
@@ -74,8 +116,10 @@ class Groups:
         self._most_bytes = min(_MOST_BYTES, pool.medium.ring_size // _PART)
         # After a recovery: of a group that the mark knows nothing of nothing has gone below.
         self.begun = dirty.is_torn
+        # The group in flight is more than the records name.
+        self._is_beyond = dirty.is_torn_beyond
         found = pool.ledger.sealed_until(pool.ledger.open_generation)
-        if self.begun and found and not grouped and not self.in_flight:
+        if self._is_beyond and found:
             pool.ledger.group = Group(found[0].number, found[-1].number)
 
     @property
@@ -109,7 +153,7 @@ class Groups:
         if self._grouped and not self.in_flight and self._log.failure is None:
             found = ledger.oldest_within(self._most_bytes, _MOST_RECORDS)
             if len(found) > 1 and self._log.name_group(Group(found[0].number, found[-1].number)):
-                self.begun = False
+                self.begun = self._is_beyond = False
         return ledger.oldest_within(0, 0) if ledger.group is None else ledger.sealed_until(ledger.group.last)
 
     async def announce(self, generations: Sequence[Generation]) -> bool:
@@ -124,8 +168,8 @@ class Groups:
         """
         if not self.in_flight:
             await self._log.make_durable(generations[-1].end_lsn - 1)
-            if self.is_ahead and not self._grouped:
-                await self._tear()
+            if self.is_ahead:
+                await self._dirty.tear(beyond=True)
             return True
         await self._log.make_durable(self._log.lsn - 1)
         if not self.begun:
@@ -135,14 +179,8 @@ class Groups:
             # The tail that there is, once more, with what is durable by now: a log that lacks the record is corrupt.
             durable = self._log.superblock
             await self._log.retire(Tail(durable.tail_position, durable.tail_lsn, durable.written_back))
-        await self._tear()
+        await self._dirty.tear(beyond=self._is_beyond)
         return True
-
-    async def _tear(self) -> None:
-        if not self._dirty.is_set:
-            # An invalidation meant to clear it, and failed.
-            await self._dirty.set()
-        await self._dirty.tear()
 
     async def rest(self) -> None:
         """Take back that the level below is torn, where the mark says so and it is not.

@@ -7,7 +7,6 @@ for good where ``persist`` says so. Before the first one the image is marked as 
 attempts decline. A read takes from the log what it has, and the rest from the level below.
 """
 
-import errno
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -37,13 +36,14 @@ from fusecache.api import (
 )
 from fusecache.api.errors import LayerDirty, VolumeReadOnly
 from fusecache_rwl import reading
-from fusecache_rwl.failures import LogFailed, LogFull
+from fusecache_rwl.failures import LogFailed
 from fusecache_rwl.format import MAX_DATA, RecordType
 from fusecache_rwl.index import GAP, ZERO
 from fusecache_rwl.log import Log
 from fusecache_rwl.medium import Medium
 from fusecache_rwl.options import RwlOptions
-from fusecache_rwl.recovery import new_log, recovered_log
+from fusecache_rwl.recovery import name_log, new_log, recovered_log
+from fusecache_rwl.stall import Stall
 from fusecache_rwl.writeback import Writeback
 
 log = logging.getLogger(__name__)
@@ -79,11 +79,10 @@ class RwlLayer(Layer):
         self._medium = pool.medium
         self._dirty = context.dirty
         self._each = not pool.medium.persists and options.persists_each
-        self._stall_timeout = options.stall_timeout
-        self._stall_errno = getattr(errno, options.stall_errno)
         self.moving = Writeback(pool, below, options, context.dirty, context.emit, context.nursery)
         self._aside = self.moving.aside
-        self._hits = self._misses = self._writes = self._errors = 0
+        self._stall = Stall(pool, self.moving, context)
+        self._hits = self._misses = self._writes = 0
 
     def __repr__(self) -> str:
         return f"<RwlLayer over {self._below!r}, {self._log.ledger.records} dirty records>"
@@ -143,7 +142,7 @@ class RwlLayer(Layer):
 
     async def _change(self, kind: RecordType, offset: int, length: int, data: Buffer | None) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
-        until = trio.current_time() + self._stall_timeout
+        until = trio.current_time() + self._stall.timeout
         while True:
             if self._log.failure is not None:
                 if self._aside.active:
@@ -152,23 +151,18 @@ class RwlLayer(Layer):
                     return
                 if self.moving.is_damaged:
                     raise self._log.refusal()
-                if not await self.moving.wait_for_space(until):
-                    raise self._full()
+                await self._stall.wait(until)
             elif not self._dirty.is_set:
                 await self._aside.mark()
             elif self._log.append(kind, offset, length, data, time.monotonic()):
                 break
-            elif self._log.failure is None and not await self.moving.wait_for_space(until):
-                raise self._full()
+            elif self._log.failure is None:
+                await self._stall.wait(until)
+        if self._stall.waiting:
+            self._stall.end()
         self._appended()
         if self._each:
             await self._log.waits.told(self._log.commit)
-
-    def _full(self) -> LogFull:
-        self._errors += 1
-        error = LogFull(f"{self._space.dirty_used} bytes of the log are dirty and cannot be written back")
-        error.errno = self._stall_errno
-        return error
 
     def try_flush(self, done: Done) -> Attempt:
         """Attempt :meth:`flush`; declines where the log has failed."""
@@ -317,12 +311,15 @@ class RwlLayer(Layer):
             misses=self._misses,
             writes=self._writes,
             writeback_bytes=self.moving.moved_bytes,
-            errors=self._errors + self._log.failures,
+            errors=self._stall.refused + self._log.failures,
+            note=self._stall.note,
         )
 
     def _state(self) -> LayerState:
         if self._log.failure is not None:
             return LayerState.DEGRADED if self._aside.active else LayerState.FAILED
+        if self._stall.note:
+            return LayerState.DEGRADED
         if self.moving.state is not LayerState.CLEAN:
             return self.moving.state
         return LayerState.DIRTY if self._log.ledger.records else LayerState.CLEAN
@@ -374,7 +371,10 @@ async def open_layer(context: LayerContext, below: Volume, medium: Medium) -> As
         CorruptState, Fenced, LogFailed: see :mod:`fusecache_rwl.recovery`.
     """
     begin = recovered_log if context.dirty.is_set else new_log
-    layer = RwlLayer(context, below, await begin(context, medium, below.size))
+    pool = await begin(context, medium, below.size)
+    if context.dirty.is_set and not below.read_only:
+        await name_log(context, pool)
+    layer = RwlLayer(context, below, pool)
     ended = trio.Event()
     scope = trio.CancelScope()
 

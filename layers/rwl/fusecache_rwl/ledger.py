@@ -3,8 +3,9 @@
 Owns the records that are not yet durably in the level below, in the order of the log. It must not know what they mean
 for reads (that is the index), how they are written back, or whether they come from appends or from a recovery. Pure.
 
-A *generation* is what was written between two flushes. One is open and takes records; once it is sealed it can be
-written back. One without records is never sealed. A *group* is several sealed generations that go below as one.
+A *generation* is what was written between two flushes, or a part of that where it is much. One is open and takes
+records; once it is sealed it can be written back. One without records is never sealed. A *group* is several sealed
+generations that go below as one.
 
 **What a crash leaves.** Nothing of this is durable. A recovery adds the same records again, from the superblock's
 tail on, and finds the same generations: :meth:`Ledger.written_back` is called only when a superblock that says so is
@@ -22,8 +23,20 @@ from fusecache_rwl.format import HEADER_SIZE, RecordType
 
 _DATA: Final = int(RecordType.DATA)
 
+_LEAST: Final = 1 << 20
+_MOST: Final = 16 << 20
+_PART: Final = 16
+
 DirtyRecord: TypeAlias = tuple[int, int, int, int]
 """Type (:class:`RecordType`: DATA, DISCARD or ZERO), image offset, image length, log position of the header."""
+
+
+def generation_size(ring: int) -> int:
+    """Return the bytes that a generation should have at the most in a ring of that size.
+
+    Small, as all of it is free at once and writers wait for that; but many times what is under way at once.
+    """
+    return min(max(_LEAST, ring // _PART), _MOST)
 
 
 class Group(NamedTuple):
@@ -86,6 +99,11 @@ class Generation:
         return self._offsets[number], self._lengths[number], self._positions[number]
 
     @property
+    def length(self) -> int:
+        """Bytes of the image that the records change, one by one."""
+        return sum(self._lengths)
+
+    @property
     def records(self) -> Iterator[DirtyRecord]:
         """The records in the order of the log. None is added while they are read, unless the generation is open."""
         return zip(self._types, self._offsets, self._lengths, self._positions, strict=True)
@@ -96,8 +114,11 @@ class Ledger:
 
     Args:
         first: number of the open generation: that after the last one written back.
+        most: bytes of the log that a generation should have at the most.
 
     Attributes:
+        full_at: log position from which on the open generation should be sealed: all that is in it is free only when
+            all of it is below. Log positions begin at 0; where they do not, the first generation is a short one.
         open_generation: the number that records appended now carry.
         group: the group in flight: some of it may be below, and not all of it is. None where there is none.
         add: puts a record that holds dirty data into the open generation, ``add(type, offset, length, position, now)``:
@@ -106,8 +127,9 @@ class Ledger:
             generation's own.
     """
 
-    def __init__(self, first: int = 1) -> None:
+    def __init__(self, first: int = 1, most: int = 1 << 62) -> None:
         self._begin(first)
+        self._most = self.full_at = most
         self.group: Group | None = None
         self._sealed: deque[Generation] = deque()
         self._sealed_bytes = 0
@@ -136,6 +158,7 @@ class Ledger:
         self._sealed_bytes += generation.dirty_bytes
         self._sealed_records += len(generation)
         self._begin(generation.number + 1)
+        self.full_at = position + self._most
         return True
 
     def skip_to(self, number: int) -> None:
@@ -200,6 +223,7 @@ class Ledger:
         self.group = None
         self._sealed_bytes = self._sealed_records = 0
         self._begin(self.open_generation)
+        self.full_at = self._most
 
     @property
     def open_records(self) -> int:

@@ -36,7 +36,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
-from uuid import uuid4
 
 import trio
 
@@ -47,7 +46,7 @@ from fusecache_rwl.index import Index
 from fusecache_rwl.ledger import Group, Ledger
 from fusecache_rwl.medium import Medium
 from fusecache_rwl.space import Space
-from fusecache_rwl.superblock import Superblock
+from fusecache_rwl.superblock import Superblock, successor
 from fusecache_rwl.superblock_io import write_superblock
 from fusecache_rwl.waits import Stranded, Waits
 
@@ -154,6 +153,8 @@ class Log:
             else:
                 index.insert_zero(offset, length, position)
             ledger.add(kind, offset, length, position, now)
+            if space.head >= ledger.full_at:
+                self.seal()
         except Exception as error:
             # Whatever it was: the space is taken, and nothing behind a hole would be recovered.
             self.fail(error)
@@ -341,7 +342,7 @@ class Log:
         anew = replace(
             self.superblock,
             sequence=self.superblock.sequence + 1,
-            uuid=uuid4().bytes,
+            uuid=successor(self.superblock.uuid),
             tail_position=0,
             tail_lsn=1,
             written_back=self.ledger.open_generation - 1,

@@ -63,7 +63,8 @@ def _make(pool: Path, options: RwlOptions) -> None:
     try:
         if pool.stat().st_size == options.size:
             return
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
+        # Also where the directory is not there, which is told when the file is made.
         pass
     create_pool(pool, options.size)
 

@@ -26,7 +26,7 @@ import threading
 from pathlib import Path
 from typing import Final
 
-from fusecache.api.errors import CorruptState, ImageBusy
+from fusecache.api.errors import CorruptState, ImageBusy, PoolMissing
 from fusecache_rwl.format import RING_OFFSET
 from fusecache_rwl.medium_base import PAGE
 
@@ -75,11 +75,18 @@ def create_pool(path: Path, size: int) -> None:
     Raises:
         ValueError: *size* is below 12288.
         ImageBusy: the old file is open somewhere.
+        PoolMissing: the directory of *path* does not exist, which is never made here: what is to be mounted there may
+            be missing.
         OSError: ENOSPC or EDQUOT when there is no space, EFBIG when no file may be that large, with what can be done;
             or any other failure to write there.
     """
     if size < SMALLEST:
         raise ValueError(f"a pool file of {size} bytes: allowed are {SMALLEST} and more")
+    if not path.parent.is_dir():
+        raise PoolMissing(
+            f"the directory of pool files {path.parent} does not exist, and must: make or mount it, or configure "
+            "another `path`"
+        )
     try:
         old = _open_locked(path)
     except FileNotFoundError:

@@ -20,9 +20,7 @@ A check that fails is no proof that the data are gone: they are read again when 
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
-import trio
-
-from fusecache.api import Buffer
+from fusecache.api import Buffer, Done
 from fusecache_rwl.failures import RecordDamaged
 from fusecache_rwl.format import HEADER_SIZE, whole_data
 from fusecache_rwl.log import Log
@@ -73,21 +71,18 @@ class Proven:
     async def read(self, position: int, length: int) -> Buffer:
         """As :meth:`read_now`, but waits. A cancellation waits, too. What is dirty keeps its place meanwhile."""
         place = self._place(position)
-        ended = trio.Event()
-        outcome: list[BaseException | None] = []
         stored = b""
 
-        def done(error: BaseException | None, data: bytes) -> None:
-            nonlocal stored
-            outcome.append(error)
-            stored = data
-            ended.set()
+        def start(done: Done) -> bool:
+            def ended(error: BaseException | None, data: bytes) -> None:
+                nonlocal stored
+                stored = data
+                done(error)
 
-        self._log.medium.read(place[2], HEADER_SIZE + place[1], done)
-        with trio.CancelScope(shield=True):
-            await ended.wait()
-        if outcome[0] is not None:
-            raise outcome[0]
+            self._log.medium.read(place[2], HEADER_SIZE + place[1], ended)
+            return False
+
+        await self._log.waits.told(start, firm=True)
         return self._checked(stored, place, position, length)
 
     def start(self, position: int, length: int, done: Callable[[BaseException | None, bytes], None]) -> None:

@@ -97,8 +97,7 @@ async def _fetch(
             failures.append(error)
 
     async def stored(number: int, size: int, ended: trio.Event, outcome: list[object]) -> None:
-        with trio.CancelScope(shield=True):
-            await ended.wait()
+        await ended.wait()
         error, buffers = outcome
         if isinstance(error, BaseException):
             failures.append(error)

@@ -19,6 +19,27 @@ step                                                 what the next recovery does
 
 Recovering twice, or dying in between, changes nothing but the incarnation.
 
+**A pool file that was put back is refused.** The mark names the log whose records are dirty, by its uuid, and by the
+sequence of the superblock that was durable when the mark was set (:meth:`fusecache.api.DirtyMark.set`). A file with
+another log is a copy from before the layer was last opened clean, or its data discarded; one with an older superblock
+is from before the mark was last clear, as the one that retires the last record is durable then. The records in such a
+copy are void, and in part older than what is below. To set the mark needs no write to the pool.
+
+A discard while the layer is open begins a log anew, then clears the mark. Of a process killed after each step:
+
+====  =============================================  =================================================================
+step                                                 what the next opening finds
+====  =============================================  =================================================================
+1     the superblock of the new log is durable, in   the successor of the log that the mark names: empty, and the
+      one place or in both                           records of the named one are void. The mark is durably set for
+                                                     the new log before that takes a change
+2     the mark is durably clear                      nothing: the layer begins anew
+3     a change sets the mark again, for the new log  the new log, which no copy from before step 1 has
+====  =============================================  =================================================================
+
+A log that comes back after a failure (:mod:`fusecache_rwl.aside`) begins anew with the mark clear: steps 2 and 3.
+What cannot be told from the file in use is a copy of it made since the superblock that the mark names.
+
 A GROUP record whose generations are not all written back names the group in flight. There is one at the most, as the
 next is appended only when a superblock has the last one's end; where damage leaves an older superblock in force there
 may be several, all of them perhaps begun, and together they are the group.
@@ -38,12 +59,12 @@ from fusecache.api import LayerContext
 from fusecache.api.errors import CorruptState, Fenced
 from fusecache_rwl.format import HEADER_SIZE, RecordType
 from fusecache_rwl.index import Index
-from fusecache_rwl.ledger import Group, Ledger
+from fusecache_rwl.ledger import Group, Ledger, generation_size
 from fusecache_rwl.log import Log
 from fusecache_rwl.medium import Medium
 from fusecache_rwl.scan import Head, Scanned, scan
 from fusecache_rwl.space import Space
-from fusecache_rwl.superblock import Superblock, newest
+from fusecache_rwl.superblock import Superblock, is_named, name_of, newest
 from fusecache_rwl.superblock_io import write_superblock
 from fusecache_rwl.waits import Waits
 
@@ -81,7 +102,9 @@ async def new_log(context: LayerContext, medium: Medium, size: int) -> Log:
         # In both places: were the new one ever lost, the old one would bring the old records back.
         superblock = replace(superblock, sequence=superblock.sequence + 1)
         await write_superblock(medium, superblock, Waits())
-    return Log(medium, superblock, Index(size), Ledger(), Space(medium.ring_size), 1)
+    return Log(
+        medium, superblock, Index(size), Ledger(most=generation_size(medium.ring_size)), Space(medium.ring_size), 1
+    )
 
 
 def _last_sequence(medium: Medium) -> int:
@@ -96,7 +119,7 @@ async def recovered_log(context: LayerContext, medium: Medium, size: int) -> Log
 
     Raises:
         CorruptState: there is no superblock, it is another image's or layer's, or the log breaks off too early.
-        Fenced: the pool is of another epoch.
+        Fenced: the pool is of another epoch, or its log is not the one that the mark names.
         LogFailed: the medium failed.
     """
     superblock = newest(*medium.read_superblocks())
@@ -126,6 +149,19 @@ async def recovered_log(context: LayerContext, medium: Medium, size: int) -> Log
     return recovery.log(superblock, head)
 
 
+async def name_log(context: LayerContext, recovered: Log) -> None:
+    """Set the mark for the log that was recovered, where it names the one in whose place that was begun.
+
+    To be called before a change is taken. A cancellation leaves the mark set for either.
+
+    Raises:
+        FusecacheError, OSError: see :meth:`fusecache.api.DirtyMark.set`.
+    """
+    named, uuid = context.dirty.files_id, recovered.superblock.uuid.hex()
+    if named and not named.startswith(uuid):
+        await context.dirty.set(name_of(recovered.superblock))
+
+
 def _check(context: LayerContext, medium: Medium, superblock: Superblock) -> None:
     if superblock.identity != context.identity.text or superblock.index != context.index:
         raise CorruptState(
@@ -135,10 +171,25 @@ def _check(context: LayerContext, medium: Medium, superblock: Superblock) -> Non
     if superblock.epoch != context.epoch:
         raise Fenced(
             f"the pool is of epoch {superblock.epoch}, the image is at epoch {context.epoch}: "
-            "it can only be inspected and discarded"
+            "it can only be inspected, with `fusecache inspect POOLFILE`, and discarded, with "
+            f"`fusecache discard CONFIG IMAGE --layer {context.index} --dirty`"
         )
+    _check_named(context, medium, superblock)
     if superblock.size != medium.size:
         raise CorruptState(f"the pool file has {medium.size} bytes, its superblock says {superblock.size}")
+
+
+def _check_named(context: LayerContext, medium: Medium, superblock: Superblock) -> None:
+    named = context.dirty.files_id
+    # Whoever set a mark that names none does not tell files apart.
+    if named and not is_named(named, *medium.read_superblocks()):
+        torn = " --torn" if context.dirty.is_torn else ""
+        raise Fenced(
+            f"the pool is {name_of(superblock)}, the dirty data is in {named} or later: the pool file is a copy from "
+            "before the layer was last clean, or its data discarded, and must not be written back: put the newer file "
+            f"in its place, or give its data up with `fusecache discard CONFIG IMAGE --layer {context.index} "
+            f"--dirty{torn}`"
+        )
 
 
 class _Recovery:
@@ -147,7 +198,7 @@ class _Recovery:
         self._medium = medium
         self._superblock = superblock
         self._index = Index(size)
-        self._ledger = Ledger(superblock.written_back + 1)
+        self._ledger = Ledger(superblock.written_back + 1, generation_size(medium.ring_size))
         self._scan: Iterator[Scanned | Head] = scan(superblock, medium.ring_size, medium.read_blocking)
         self._records = 0
         self._told = 0

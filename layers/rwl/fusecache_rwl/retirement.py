@@ -24,7 +24,7 @@ _SMALL_BYTES: Final = 64 << 10
 
 def is_small(generation: Generation) -> bool:
     """Say whether one superblock may retire *generation* and others."""
-    return len(generation) <= _SMALL_RECORDS and generation.dirty_bytes <= _SMALL_BYTES
+    return len(generation) <= _SMALL_RECORDS and generation.length <= _SMALL_BYTES
 
 
 class Retirement:
@@ -60,9 +60,19 @@ class Retirement:
             self._log.ledger.written_back(generation)
         self._tell()
 
+    @property
+    def is_under_way(self) -> bool:
+        """Those that are kept are being retired, or could not be: :meth:`settle` before another one is kept."""
+        return self._over is not None or self._failure is not None
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the ring that are free when those that are kept are retired."""
+        return self._kept[-1].end_position - self._log.space.tail if self._kept else 0
+
     def has_room(self, generation: Generation) -> bool:
-        """Say whether *generation* may be kept beside those that are."""
-        if not self._kept:
+        """Say whether *generation* may be kept beside those that are, once nothing is being retired."""
+        if not self._kept or self.is_under_way:
             return True
         if len(self._kept) >= _MOST or not is_small(self._kept[-1]) or not is_small(generation):
             return False
@@ -70,10 +80,15 @@ class Retirement:
 
     def keep(self, generation: Generation) -> None:
         """Keep the next generation, which is durable below; there is room for it, and nothing is being retired."""
-        assert self._over is None
+        assert not self.is_under_way
         self._kept.append(generation)
         if is_small(generation):
             self._spans.add(generation.records)
+
+    def hurry(self) -> None:
+        """Begin to retire what is kept, where anything is, and is not being retired."""
+        if self._kept and not self.is_under_way:
+            self.begin()
 
     def begin(self) -> None:
         """Begin to retire all that are kept; they are kept until :meth:`settle` returns."""

@@ -32,6 +32,7 @@ Magic, format version and CRC keep their places in every version, so that an unk
 """
 
 import struct
+import uuid as uuids
 from dataclasses import dataclass
 from typing import Final
 
@@ -91,6 +92,14 @@ class Superblock:
 def place(sequence: int) -> int:
     """Return where in the pool file the superblock of that sequence goes: 0 or SUPERBLOCK_SIZE."""
     return sequence % 2 * SUPERBLOCK_SIZE
+
+
+def successor(uuid: bytes) -> bytes:
+    """Return the uuid of the log that is begun in the same pool in place of the log *uuid*, by the same opening.
+
+    It follows from the other, so that while that is so recovery knows both by the word that names the first.
+    """
+    return uuids.uuid5(uuids.UUID(bytes=uuid), "begun anew").bytes
 
 
 def encode(superblock: Superblock) -> bytes:
@@ -179,6 +188,33 @@ def newest(a: Buffer, b: Buffer) -> Superblock:
     Raises:
         CorruptState: neither is whole, or one is of a version that is not known here.
     """
+    whole, faults = _whole(a, b)
+    if not whole:
+        raise CorruptState("the pool has no superblock; " + "; ".join(faults))
+    return max(whole, key=lambda found: found.sequence)
+
+
+def name_of(superblock: Superblock) -> str:
+    """Return what tells a pool with this superblock, or a later one of the same log, from all copies made before."""
+    return f"{superblock.uuid.hex()}.{superblock.sequence}"
+
+
+def is_named(name: str, a: Buffer, b: Buffer) -> bool:
+    """Say whether the superblocks of a pool are of the log of that name, or its successor, and not from before it.
+
+    Args:
+        name: see :func:`name_of`.
+        a, b: as of :func:`newest`, which finds one.
+    """
+    uuid, sequence = name.split(".")
+    found, named = newest(a, b), bytes.fromhex(uuid)
+    # Where one place is damaged, the superblock before the one that was there counts.
+    lost = 2 - len(_whole(a, b)[0])
+    return found.uuid in (named, successor(named)) and found.sequence + lost >= int(sequence)
+
+
+def _whole(a: Buffer, b: Buffer) -> tuple[list[Superblock], list[str]]:
+    """Return the superblocks that are whole, and what is wrong with the others."""
     whole: list[Superblock] = []
     faults: list[str] = []
     for at, block in ((0, a), (SUPERBLOCK_SIZE, b)):
@@ -191,6 +227,4 @@ def newest(a: Buffer, b: Buffer) -> Superblock:
             whole.append(found)
         else:
             faults.append(f"at {at}: a superblock of sequence {found.sequence}, whose place is {place(found.sequence)}")
-    if not whole:
-        raise CorruptState("the pool has no superblock; " + "; ".join(faults))
-    return max(whole, key=lambda found: found.sequence)
+    return whole, faults

@@ -44,6 +44,15 @@ class Waiters:
         self._hurry()
         await self._advanced.wait()
 
+    async def advance(self) -> None:
+        """Wait until :meth:`tell` is called, and hurry nobody.
+
+        Raises:
+            Exception: what :meth:`end` was called with.
+        """
+        self.check()
+        await self._advanced.wait()
+
     def tell(self) -> None:
         """Have all who wait look for themselves."""
         self._advanced.set()

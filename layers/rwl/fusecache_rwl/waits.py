@@ -29,6 +29,7 @@ class Waits:
     def __init__(self) -> None:
         self.failed = False
         self._scopes: dict[trio.CancelScope, bool] = {}
+        self._given_up = False
 
     def fail(self) -> None:
         """Set :attr:`failed`."""
@@ -56,6 +57,8 @@ class Waits:
 
         if start(done):
             return
+        if self._given_up:
+            raise VolumeClosed("the medium does not answer, and the layer is being closed")
         scope = trio.CancelScope(shield=firm or not self.failed)
         self._scopes[scope] = firm
         try:
@@ -69,7 +72,8 @@ class Waits:
             raise failure[0]
 
     def give_up(self) -> None:
-        """Have all who wait now receive VolumeClosed."""
+        """Have all who wait, now or later, receive VolumeClosed."""
+        self._given_up = True
         for scope in list(self._scopes):
             scope.cancel()
 

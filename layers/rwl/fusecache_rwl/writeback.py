@@ -38,6 +38,7 @@ class Writeback:
         moved_bytes: written below since the layer was opened.
         rate: bytes per second when nobody waits; 0 pauses, None is no limit.
         aside: the way of a layer whose medium has failed.
+        waiters, retries: who waits for it to get on; its attempts.
         wake_at: call :meth:`wake` when more dirty bytes of the ring are used.
     """
 
@@ -49,7 +50,7 @@ class Writeback:
         self._below = below
         self._options = options
         self._wanted = trio.Event()
-        self._waiters = Waiters(self._hurry)
+        self.waiters = Waiters(self._hurry)
         self._high = int(options.high_water * pool.medium.ring_size)
         self._low = int(options.low_water * pool.medium.ring_size)
         self._groups = Groups(pool, dirty, grouped=options.order == "grouped")
@@ -57,11 +58,12 @@ class Writeback:
         # How far write-back goes now: to that generation, and if so only to the low water mark.
         self._last = 0
         self._above = False
-        self._retries = Retries(emit)
+        self.retries = Retries(emit)
         self._unsettled = False
         self._pacing = trio.CancelScope()
         self._busy = False
         self._short = 0
+        self._goals: list[int] = []
         self._stopped = False
         self._emptied = time.monotonic()
         self._idle = trio.Event()
@@ -69,12 +71,12 @@ class Writeback:
         self.moved_bytes = 0
         self.rate = options.writeback_rate
         self.wake_at: float = -1
-        self.aside = Aside(pool, below, dirty, emit, each=options.persists_each, changed=self._waiters.tell)
+        self.aside = Aside(pool, below, dirty, emit, each=options.persists_each, changed=self.waiters.tell)
         pool.changed = self._look_again
 
     @property
     def state(self) -> LayerState:
-        if self._retries.failure is not None:
+        if self.retries.failure is not None:
             return LayerState.DEGRADED
         return LayerState.WRITING_BACK if self._busy else LayerState.CLEAN
 
@@ -86,7 +88,7 @@ class Writeback:
     @property
     def is_damaged(self) -> bool:
         """What is dirty cannot be saved: a record is not what was written."""
-        return isinstance(self._retries.failure, RecordDamaged) and self._log.ledger.records > 0
+        return isinstance(self.retries.failure, RecordDamaged) and self._log.ledger.records > 0
 
     def wake(self) -> None:
         """Look whether there is something to do."""
@@ -108,13 +110,17 @@ class Writeback:
             FusecacheError, OSError: the level below, or the pool, refused, or write-back has ended; all data are still
                 there.
         """
-        self._retries.hurry()
+        self.retries.hurry()
         self.aside.hurry()
         self._wanted.set()
         ledger = self._log.ledger
         self._log.seal()
         last = ledger.open_generation - 1
-        await self._until(lambda: self._log.superblock.written_back >= last or not ledger.records)
+        self._goals.append(last)
+        try:
+            await self._until(lambda: self._log.superblock.written_back >= last or not ledger.records)
+        finally:
+            self._goals.remove(last)
 
     async def wait_for_space(self, until: float) -> bool:
         """Wait until there may be space, with write-back at full speed; False when trio's clock says *until*.
@@ -126,22 +132,23 @@ class Writeback:
             FusecacheError: write-back has ended.
         """
         self._short += 1
+        self._descent.hurry()
         try:
-            with trio.move_on_at(until), self._waiters.one_more():
-                await self._waiters.wait()
-                self._waiters.check()
+            with trio.move_on_at(until), self.waiters.one_more():
+                await self.waiters.wait()
+                self.waiters.check()
                 return True
             return False
         finally:
             self._short -= 1
 
     async def _until(self, finished: Callable[[], bool]) -> None:
-        seen = self._retries.count
-        with self._waiters.one_more():
+        seen = self.retries.count
+        with self.waiters.one_more():
             while not finished():
-                await self._waiters.wait()
-                if self._retries.count != seen and not finished() and self._retries.failure is not None:
-                    raise self._retries.failure
+                await self.waiters.wait()
+                if self.retries.count != seen and not finished() and self.retries.failure is not None:
+                    raise self.retries.failure
 
     def _hurry(self) -> None:
         self._pacing.cancel()
@@ -151,7 +158,7 @@ class Writeback:
         """Have whoever waits, now or later, receive *reason*: nothing is written back any more."""
         self._log.deserted = True
         self._log.stranded.tell(reason)
-        self._waiters.end(reason)
+        self.waiters.end(reason)
 
     # ---- the task ----
 
@@ -180,8 +187,8 @@ class Writeback:
     def resume(self) -> None:
         """Go on after :meth:`stop`."""
         self._stopped = False
-        self._retries.hurry()
-        self._waiters.tell()
+        self.retries.hurry()
+        self.waiters.tell()
         self._wanted.set()
 
     def _look_again(self) -> None:
@@ -192,10 +199,10 @@ class Writeback:
                 # A sync of before, which failed late: all that it was about is durable below.
                 self._log.stranded.tell(None)
             elif self._log.stranded:
-                self._retries.hurry()
+                self.retries.hurry()
             self._wanted.set()
-        if self._waiters.count:
-            self._waiters.tell()
+        if self.waiters.count:
+            self.waiters.tell()
 
     async def _wait_for_work(self) -> None:
         while True:
@@ -225,7 +232,7 @@ class Writeback:
             if self._unsettled and not self._dirty.is_set:
                 return 0
             return max(0.0, self._emptied + _GUARDED - time.monotonic()) if self._dirty.is_set else math.inf
-        if self._waiters.count:
+        if self.waiters.count:
             return 0
         if self.rate == 0:
             return math.inf
@@ -245,7 +252,7 @@ class Writeback:
         try:
             if not ledger.records and due:
                 await (self.clear_mark() if self._log.failure is None else self.aside.step_aside())
-                self._retries.succeeded()
+                self.retries.succeeded()
             await self._descent.carry_on()
             await self._groups.rest()
         finally:
@@ -255,9 +262,9 @@ class Writeback:
     def goes_on(self, generation: Generation | None) -> bool:
         """Say whether *generation*, the next one, or the open one where that is None, is to be written back."""
         ledger = self._log.ledger
-        if self._groups.in_flight or self._waiters.count or self._log.failure is not None:
+        if self._groups.in_flight or self.waiters.count or self._log.failure is not None:
             return True
-        if self._above and self._log.space.dirty_used <= self._low:
+        if self._above and self._log.space.dirty_used - self._descent.kept_bytes <= self._low:
             return False
         return (ledger.open_generation if generation is None else generation.number) <= self._last
 
@@ -265,8 +272,8 @@ class Writeback:
         if not self._options.keep_clean:
             self._log.drop_clean()
         self._emptied = time.monotonic()
-        self._retries.succeeded()
-        self._waiters.tell()
+        self.retries.succeeded()
+        self.waiters.tell()
 
     async def mend(self) -> None:
         """See :meth:`Groups.rest`."""
@@ -284,31 +291,31 @@ class Writeback:
 
     async def _failed(self, error: BaseException) -> None:
         """Tell, and wait a while before the next attempt; what is dirty stays dirty."""
-        self._retries.failed(error)
+        self.retries.failed(error)
         self._log.stranded.tell(error)
-        self._waiters.tell()
+        self.waiters.tell()
         try:
             await self._groups.rest()
         except (FusecacheError, OSError):
             log.warning("the image stays marked as torn, though it is not, until the mark is next changed")
-        await self._retries.pause()
+        await self.retries.pause()
 
     @property
     def stopped(self) -> bool:
         """No further move is to begin."""
-        if self.rate == 0 and not self._waiters.count and not self._groups.in_flight and self._log.failure is None:
+        if self.rate == 0 and not self.waiters.count and not self._groups.in_flight and self._log.failure is None:
             return True
         return self._stopped
 
     @property
     def paced(self) -> bool:
         """:meth:`pace` may wait: there is a rate, and nobody waits."""
-        return bool(self.rate) and not self._waiters.count and not self._stopped and self._log.failure is None
+        return bool(self.rate) and not self.waiters.count and not self._stopped and self._log.failure is None
 
-    @property
-    def short_of_space(self) -> bool:
-        """Somebody waits for space."""
-        return self._short > 0
+    def awaits(self, number: int) -> bool:
+        """Say whether somebody waits for the generation *number* to be retired, for space, or at a slow rate for
+        anything to be."""
+        return self._short > 0 or self.paced or any(goal <= number for goal in self._goals)
 
     def moved(self, length: int) -> None:
         """Account for *length* bytes of data moved."""

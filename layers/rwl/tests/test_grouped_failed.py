@@ -87,5 +87,5 @@ async def test_dirty_data_that_could_not_be_dropped_are_saved_under_the_mark_aga
         bench.mark.failure = None
         bench.faults.heal()
         await layer.writeback()
-        assert bench.mark.told == ["set", "set", "tear", "clear"]
+        assert bench.mark.told == ["set", "tear beyond", "clear"]
         assert bench.below(0, 3 * BLOCK) == b"".join(map(block, range(3)))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fusecache.api.errors import CorruptState
+from fusecache.api.errors import CorruptState, PoolMissing
 from fusecache_rwl.medium import create_pool
 from fusecache_rwl.pool_file import SMALLEST, open_pool_file
 from layers.rwl.tests.support import pools
@@ -118,6 +118,15 @@ def test_a_pool_larger_than_files_may_be_is_told_and_nothing_is_left(tmp_path: P
     assert caught.value.errno == errno.EFBIG
     assert (tmp_path / "pool").read_bytes() == b"old" * 10_000
     assert list(tmp_path.iterdir()) == [tmp_path / "pool"]
+
+
+@pytest.mark.parametrize("what", ["missing", "file"])
+def test_a_directory_that_is_not_there_is_named_and_not_made(tmp_path: Path, what: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(PoolMissing, match=f"{tmp_path}/{what} does not exist, and must: make or mount it") as caught:
+        create_pool(tmp_path / what / "pool", SIZE)
+    assert caught.value.errno == errno.ENODATA
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
 def test_a_pool_too_small_for_a_ring_is_refused(tmp_path: Path) -> None:

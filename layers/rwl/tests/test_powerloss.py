@@ -5,6 +5,7 @@ Runs are the same every time; a soak run makes up new ones and prints what repro
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import trio
 from hypothesis import given
@@ -45,7 +46,7 @@ def test_after_a_loss_of_power_a_stack_holds_what_was_flushed(
 def test_what_a_log_recovers_is_a_prefix_of_what_was_appended(
     kinds: Sequence[LayerKind], attempts: AttemptMode, steps: Sequence[Step], seed: int
 ) -> None:
-    paused = [LayerKind(kind.media, 1 << 20, kind.persist, True) for kind in kinds]
+    paused = [replace(kind, ring=1 << 20, paused=True) for kind in kinds]
     run, states = lose_power(World.new(SIZE, paused, attempts), steps, seed)
     assert not any(run.world.image)
     for state in states:
@@ -58,7 +59,7 @@ def test_what_a_log_recovers_is_a_prefix_of_what_was_appended(
 def test_what_one_loss_of_power_took_away_never_comes_back_after_another(
     kinds: Sequence[LayerKind], attempts: AttemptMode, rounds: Sequence[Sequence[Step]], seed: int
 ) -> None:
-    world = World.new(SIZE, [LayerKind(kind.media, kind.ring, kind.persist, True) for kind in kinds], attempts)
+    world = World.new(SIZE, [replace(kind, paused=True) for kind in kinds], attempts)
     shown = world.image
     for number, steps in enumerate(rounds):
         run = Run(world, shown)

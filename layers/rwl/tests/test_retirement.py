@@ -10,15 +10,13 @@ from fusecache.api import LayerState
 from fusecache_rwl import layer as layer_module
 from layers.rwl.tests.support.bench import BLOCK, Bench, benched, block, read, write
 from layers.rwl.tests.support.failing_medium import PATIENCE, STEPS, broken
+from layers.rwl.tests.support.generations import OVERWRITES
 from layers.rwl.tests.support.retiring import (
-    BLOCKS,
-    GENERATIONS,
-    LAST,
-    STATES,
-    Crash,
+    Choose,
     crashed,
+    early,
     filled,
-    is_point,
+    late,
     overlap,
     quietly,
     recover,
@@ -26,6 +24,8 @@ from layers.rwl.tests.support.retiring import (
     until,
 )
 from layers.rwl.tests.support.switched import io_error
+
+BLOCKS, STATES, LAST = OVERWRITES.blocks, OVERWRITES.states, OVERWRITES.last
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ async def test_the_next_generation_goes_below_beside_a_superblock_and_no_further
         await overlap(bench)
         assert len(bench.medium.held) == 1
         assert layer._log.superblock.written_back == 0
-        assert layer._log.ledger.records == sum(map(len, GENERATIONS)), "nothing is retired before it is durable"
+        assert layer._log.ledger.records == sum(map(len, OVERWRITES.each)), "nothing is retired before it is durable"
         assert bench.below(0, BLOCKS * BLOCK) == STATES[2]
         assert layer.status().state is LayerState.WRITING_BACK
         bench.medium.let_go()
@@ -83,15 +83,15 @@ async def test_a_process_that_dies_beside_a_superblock_leaves_a_point_of_the_ord
                 await recover(second)
 
 
-@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("choose", [early, late])
 async def test_a_loss_of_power_beside_a_superblock_finds_the_generation_before_it_durable_below(
-    bench: Bench, late: bool
+    bench: Bench, choose: Choose
 ) -> None:
     """Whatever of the level below was written since its last flush is lost."""
     flushed = bench.below(0, BLOCKS * BLOCK)
     async with filled(bench) as layer:
-        for crash, step in await step_by_step(bench, layer, late=late):
-            durable = Crash(crash.pool, flushed, crash.is_set, crash.is_torn, crash.written_back)
+        for crash, step in await step_by_step(bench, layer, choose=choose):
+            durable = crash.unpowered(flushed)
             assert durable.is_good
             await recover(durable)
             if step == "flush":
@@ -145,16 +145,16 @@ async def test_a_superblock_that_fails_while_the_next_generation_goes_below_lose
     crashes = [crash for crash, _ in steps]
     assert all(crash.written_back == 0 for crash in crashes)
     assert all(crash.is_good for crash in crashes)
-    assert bench.mark.told == ["set", "tear", "clear"]
+    assert bench.mark.told == ["set", "tear beyond", "clear"]
     said = next(number for number, crash in enumerate(crashes) if crash.is_torn)
-    assert all(is_point(crash.image, 0, 1) for crash in crashes[:said])
+    assert all(OVERWRITES.is_point(crash.image, 0, 1) for crash in crashes[:said])
     for crash in crashes:
         await recover(crash)
 
 
-@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("arrives", [False, True])
 async def test_a_close_over_a_superblock_that_hangs_ends_and_the_next_open_recovers_everything(
-    bench: Bench, late: bool, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, arrives: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the hanging superblock reaches the pool after all."""
     monkeypatch.setattr(layer_module, "_PATIENCE", 0.05)
@@ -169,7 +169,7 @@ async def test_a_close_over_a_superblock_that_hangs_ends_and_the_next_open_recov
     assert len(hanging) == 1
     assert bench.mark.is_set
     assert not bench.mark.is_torn
-    if late:
+    if arrives:
         with bench.pool.open("r+b") as pool:
             ((data, at),) = hanging
             pool.seek(at)
@@ -181,7 +181,7 @@ async def test_a_superblock_that_ends_while_the_layer_is_closed_retires_its_gene
     """And so does that of the next, which was below; nothing more goes there."""
 
     async def let_go() -> None:
-        await until(lambda: layer.moving._waiters.count == 0)
+        await until(lambda: layer.moving.waiters.count == 0)
         await wait_all_tasks_blocked()
         bench.medium.let_go()
 

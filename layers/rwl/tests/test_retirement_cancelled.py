@@ -9,8 +9,9 @@ from trio.testing import wait_all_tasks_blocked
 from fusecache_rwl.layer import RwlLayer
 from fusecache_rwl.merge import plan
 from fusecache_rwl.movement import Movement
-from layers.rwl.tests.support.bench import BLOCK, Bench, benched
-from layers.rwl.tests.support.retiring import BLOCKS, GENERATIONS, STATES, crashed, filled, is_point, recover, until
+from layers.rwl.tests.support.bench import Bench, benched
+from layers.rwl.tests.support.generations import OVERWRITES
+from layers.rwl.tests.support.retiring import crashed, filled, recover, until
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def movement(bench: Bench, layer: RwlLayer, nursery: trio.Nursery) -> tuple[Move
     assert oldest is not None
     made = Movement(layer._log, bench.faults, Unhurried(), nursery)
     moves = plan(oldest.records, bench.faults.preferred_io)
-    assert len(moves) == len(GENERATIONS[0])
+    assert len(moves) == len(OVERWRITES.each[0])
     return made, lambda: made.carry_out(moves, 4)
 
 
@@ -60,7 +61,7 @@ async def test_moves_that_are_cancelled_with_their_nursery_do_not_count_as_done(
         await until(lambda: outcome)
         assert outcome == [False]
         assert is_over(made)
-        assert bench.below(0, BLOCKS * BLOCK) == STATES[0]
+        assert bench.below(0, OVERWRITES.size) == OVERWRITES.states[0]
 
 
 @pytest.mark.parametrize("run", range(12))
@@ -140,5 +141,5 @@ async def test_a_layer_whose_nursery_is_cancelled_retires_nothing_that_is_not_be
                 bench.gate.held[0].let_go()
                 scope.cancel()
     assert layer._log.superblock.written_back == 0
-    assert is_point(bench.below(0, BLOCKS * BLOCK), 0, 0)
+    assert OVERWRITES.is_point(bench.below(0, OVERWRITES.size), 0, 0)
     await recover(crashed(bench, layer))

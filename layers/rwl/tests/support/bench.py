@@ -55,7 +55,7 @@ class Bench:
         bare: the image.
         gate, faults: in front of it; the gate is open at first.
         mark: the layer's.
-        events: what the layer told, as kinds.
+        events: what the layer told, as kinds; *texts* the last text of each.
         fails_to_open: steps of the medium that fail from the start.
         medium: of the layer that was opened last.
     """
@@ -63,6 +63,7 @@ class Bench:
     pool: Path
     bare: MemoryVolume
     events: list[str] = field(default_factory=list)
+    texts: dict[str, str] = field(default_factory=dict)
     mark: RecordingMark = field(default_factory=RecordingMark)
     fails_to_open: set[Step] = field(default_factory=set)
 
@@ -97,6 +98,7 @@ class Bench:
 
     def _told(self, kind: str, text: str) -> None:
         self.events.append(kind)
+        self.texts[kind] = text
         self._happened.set()
         self._happened = trio.Event()
 

@@ -18,6 +18,8 @@ from layers.rwl.tests.support.timeline import SECTOR, Device, Timeline
 T = TypeVar("T")
 
 _PAGE: Final = 4096
+_TORN: Final = 2
+_BEYOND: Final = 3
 
 
 class RecordedImage(InterposedVolume):
@@ -81,30 +83,32 @@ class RecordedMark:
         self._life = life
         self.is_set = is_marked(device.content)
         self.is_torn = is_torn(device.content)
+        self.is_torn_beyond = device.content[0] == _BEYOND
+        self.files_id = device.content[1:].rstrip(b"\0").decode()
         if device.unordered:
             device.order(life, device.unordered)
 
-    async def set(self) -> None:
+    async def set(self, files_id: str = "") -> None:
         """Set it, durably."""
-        await self._store(b"\1")
-        self.is_set = True
+        await self._store(b"\1" + files_id.encode())
+        self.is_set, self.files_id = True, files_id
 
     async def clear(self) -> None:
         """Take it off, durably."""
-        self.is_set = self.is_torn = False
+        self.is_set = self.is_torn = self.is_torn_beyond = False
         await self._store(b"\0")
 
-    async def tear(self) -> None:
+    async def tear(self, *, beyond: bool = False) -> None:
         """Have it say torn, durably."""
-        assert self.is_set
-        if not self.is_torn:
-            await self._store(b"\2")
-            self.is_torn = True
+        if not self.is_torn or (beyond and not self.is_torn_beyond):
+            await self._store(bytes([_BEYOND if beyond else _TORN]))
+            self.is_set = self.is_torn = True
+            self.is_torn_beyond = beyond
 
     async def mend(self) -> None:
         """Have it say torn no more, durably."""
         if self.is_torn:
-            self.is_torn = False
+            self.is_torn = self.is_torn_beyond = False
             await self._store(b"\1")
 
     async def _store(self, data: bytes) -> None:
@@ -127,4 +131,4 @@ def is_marked(content: bytes | bytearray) -> bool:
 
 def is_torn(content: bytes | bytearray) -> bool:
     """Say whether the mark says torn."""
-    return content[0] == 2
+    return content[0] in (_TORN, _BEYOND)

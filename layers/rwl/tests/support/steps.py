@@ -147,6 +147,7 @@ _KINDS: Final = st.builds(
     st.sampled_from(["auto", "auto", "write", "flush"]),
     st.booleans(),
     st.sampled_from(["strict", "strict", "grouped"]),
+    st.sampled_from([1 << 62, 1 << 62, 20 << 10]),
 )
 GROUPED: Final = st.tuples(
     st.builds(

@@ -28,6 +28,7 @@ class SwitchedMedium(Medium):
     Attributes:
         failing: steps that raise, or tell, EIO.
         torn: what fails has stored a part all the same.
+        stored: a superblock that fails is stored all the same.
         cold: nothing can be read without waiting.
         held: calls of the steps given to :meth:`hold`, in order; each goes on when it is called.
     """
@@ -40,6 +41,7 @@ class SwitchedMedium(Medium):
         super().__init__(inner.size)
         self.failing: set[Step] = set()
         self.torn = False
+        self.stored = False
         self.cold = False
         self.held: list[Callable[[], object]] = []
         self._holding: set[Step] = set()
@@ -117,9 +119,10 @@ class SwitchedMedium(Medium):
         if "superblock" not in self.failing:
             if not self._start("superblock", lambda: self._inner.write_superblock(data, at, done)):
                 self._inner.write_superblock(data, at, done)
-        elif self.torn:
+        elif self.torn or self.stored:
             half = len(data) // 2
-            self._inner.write_superblock(data[:half] + bytes(half), at, lambda _: done(io_error()))
+            found = data if self.stored else data[:half] + bytes(half)
+            self._inner.write_superblock(found, at, lambda _: done(io_error()))
         else:
             self._tell(lambda: done(io_error()))
 
