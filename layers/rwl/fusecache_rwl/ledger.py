@@ -25,7 +25,7 @@ _DATA: Final = int(RecordType.DATA)
 
 _LEAST: Final = 1 << 20
 _MOST: Final = 16 << 20
-_PART: Final = 16
+_PART: Final = 8
 
 DirtyRecord: TypeAlias = tuple[int, int, int, int]
 """Type (:class:`RecordType`: DATA, DISCARD or ZERO), image offset, image length, log position of the header."""

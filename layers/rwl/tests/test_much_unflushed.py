@@ -12,7 +12,7 @@ from layers.rwl.tests.support.failing_medium import PATIENCE
 from layers.rwl.tests.support.retiring import until
 
 MIB = 1 << 20
-RING = 16 * MIB
+RING = 8 * MIB
 BLOCKS = SIZE // BLOCK
 
 
@@ -24,9 +24,9 @@ def bench() -> Iterator[Bench]:
 
 @pytest.mark.parametrize(
     ("ring", "most"),
-    [(MIB, MIB), (16 * MIB, MIB), (64 * MIB, 4 * MIB), (256 * MIB, 16 * MIB), (1 << 40, 16 * MIB)],
+    [(MIB, MIB), (8 * MIB, MIB), (64 * MIB, 8 * MIB), (128 * MIB, 16 * MIB), (1 << 40, 16 * MIB)],
 )
-def test_a_generation_is_a_sixteenth_of_the_ring_from_one_mebibyte_to_sixteen(ring: int, most: int) -> None:
+def test_a_generation_is_an_eighth_of_the_ring_from_one_mebibyte_to_sixteen(ring: int, most: int) -> None:
     assert generation_size(ring) == most
 
 
@@ -49,10 +49,10 @@ async def test_a_writer_in_a_full_log_gets_the_space_of_the_first_part_though_th
         while layer.try_write(written % BLOCKS * BLOCK, memoryview(block(written)), lambda _: None) is not DECLINED:
             written += 1
         ledger = layer._log.ledger
-        first, parts = ledger.oldest_sealed(), ledger.oldest_sealed(14)
+        first, parts = ledger.oldest_sealed(), ledger.oldest_sealed(6)
         assert first is not None
         assert parts is not None, "it is one generation"
-        assert max(first.end_position, parts.end_position // 15) <= generation_size(RING) + BLOCK + 64
+        assert max(first.end_position, parts.end_position // 7) <= generation_size(RING) + BLOCK + 64
         bench.gate.close()
         over = trio.Event()
 
