@@ -1,11 +1,11 @@
 """A row of small generations goes below in the callbacks of the level below, each begun where the one before ends."""
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 from trio.testing import wait_all_tasks_blocked
 
-from layers.rwl.tests.support.bench import BLOCK, Bench, benched
+from layers.rwl.tests.support.bench import BLOCK, Bench
 from layers.rwl.tests.support.chained import FIRST, SECOND, THIRD, THREE, TWICE, ChainRig, chained
 from layers.rwl.tests.support.generations import Change, Generations, discard, writes, zeroes
 from layers.rwl.tests.support.scripted import Answer, times
@@ -19,12 +19,6 @@ def history() -> Generations:
 @pytest.fixture
 def depth() -> int:
     return 8
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    with benched() as made:
-        yield made
 
 
 @pytest.fixture

@@ -1,13 +1,13 @@
 """A row of generations that fails, is cancelled, or finds what cannot be retired, keeps nothing that is not below."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
 from fusecache_rwl.format import HEADER_SIZE, RING_OFFSET
-from layers.rwl.tests.support.bench import Bench, benched
+from layers.rwl.tests.support.bench import Bench
 from layers.rwl.tests.support.chained import FIRST, SECOND, THREE, TWICE, ChainRig, chained
 from layers.rwl.tests.support.failing_medium import PATIENCE
 from layers.rwl.tests.support.generations import Generations
@@ -18,12 +18,6 @@ from layers.rwl.tests.support.switched import io_error
 @pytest.fixture
 def history() -> Generations:
     return THREE
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    with benched() as made:
-        yield made
 
 
 @pytest.fixture

@@ -1,30 +1,16 @@
 """A close over a medium that hangs ends, whatever write-back was about to do with it."""
 
-from collections.abc import Iterator
-
 import pytest
 import trio
 from trio.testing import MockClock
 
 from fusecache_rwl.medium_base import ReadEnd
-from layers.rwl.tests.support.bench import Bench, benched, write
+from layers.rwl.tests.support.bench import Bench, write
 from layers.rwl.tests.support.failing_medium import STEPS, broken, stood_aside
 from layers.rwl.tests.support.switched import io_error
 
 LONG = 60.0
 """Seconds of the mock clock: many times what a close may take."""
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    with benched() as made:
-        yield made
-
-
-@pytest.fixture
-def hurried_clock() -> MockClock:
-    """A clock that jumps to the next deadline when everybody waits, for longer than any thread of the pool works."""
-    return MockClock(autojump_threshold=0.1)
 
 
 async def test_a_close_ends_over_a_medium_that_hangs_when_it_is_tried_again(

@@ -1,7 +1,7 @@
 """Generations on their way below: which of them one superblock retires, and what ends a row of them."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 import trio
@@ -15,13 +15,6 @@ from layers.rwl.tests.support.failing_medium import PATIENCE
 from layers.rwl.tests.support.generations import CLEARED, LARGE, OVERWRITES, PARTS, ROWS, Generations
 from layers.rwl.tests.support.retiring import fill, filled, kept, superblocks
 from layers.rwl.tests.support.scripted import Answer, ScriptedVolume, times
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    with benched() as made:
-        yield made
-
 
 # ---- which superblock retires what ----
 

@@ -1,7 +1,7 @@
 """Rows of generations that one superblock retires: what a crash leaves at each step, and at each of its recovery."""
 
 import random
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 
 import pytest
 import trio
@@ -15,12 +15,6 @@ from layers.rwl.tests.support.effort import effort
 from layers.rwl.tests.support.failing_medium import STEPS, broken
 from layers.rwl.tests.support.generations import CLEARED, LARGE, PARTS, ROWS, Generations, drawn
 from layers.rwl.tests.support.retiring import Choose, Way, at_random, early, filled, late, recover, step_by_step
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    with benched() as made:
-        yield made
 
 
 @pytest.mark.parametrize(("way", "choose"), [("pending", late), ("declined", early)])

@@ -1,6 +1,6 @@
 """While generations are kept: what fails, or ends, loses none of them, and leaves a point of the order."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 import trio
@@ -8,7 +8,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from fusecache.api import LayerState
 from fusecache.testing import Fault
-from layers.rwl.tests.support.bench import Bench, benched, read, write
+from layers.rwl.tests.support.bench import Bench, read, write
 from layers.rwl.tests.support.failing_medium import PATIENCE, STEPS, broken
 from layers.rwl.tests.support.generations import ROWS
 from layers.rwl.tests.support.keeping import KeepingRig, failing_superblock, keeping
@@ -25,12 +25,6 @@ from layers.rwl.tests.support.retiring import (
 )
 
 STATES = ROWS.states
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    with benched() as made:
-        yield made
 
 
 @pytest.fixture(params=["pending", "declined"])

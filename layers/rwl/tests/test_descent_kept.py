@@ -1,6 +1,6 @@
 """While generations are kept: when write-back rests none is, and what is below is retired, or moves again."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 import trio
@@ -9,7 +9,7 @@ from trio.testing import wait_all_tasks_blocked
 from fusecache.api import LayerState
 from fusecache.testing import Request
 from fusecache_rwl.format import RecordType
-from layers.rwl.tests.support.bench import BLOCK, Bench, benched, block, read, write
+from layers.rwl.tests.support.bench import BLOCK, Bench, block, read, write
 from layers.rwl.tests.support.failing_medium import PATIENCE
 from layers.rwl.tests.support.generations import ROWS
 from layers.rwl.tests.support.keeping import KeepingRig, keeping
@@ -21,12 +21,6 @@ from layers.rwl.tests.support.retiring import (
 )
 
 STATES = ROWS.states
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    with benched() as made:
-        yield made
 
 
 @pytest.fixture(params=["pending", "declined"])

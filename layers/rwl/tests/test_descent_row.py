@@ -1,7 +1,7 @@
 """What may go below in a row, and what the way down of one log's generations is told and tells."""
 
 import math
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import pytest
@@ -15,18 +15,12 @@ from fusecache_rwl.failures import LogFailed
 from fusecache_rwl.layer import RwlLayer
 from fusecache_rwl.ledger import Generation, Group
 from fusecache_rwl.options import RwlOptions
-from layers.rwl.tests.support.bench import BLOCK, Bench, benched
+from layers.rwl.tests.support.bench import BLOCK, Bench
 from layers.rwl.tests.support.failing_medium import broken
 from layers.rwl.tests.support.generations import ROWS
 from layers.rwl.tests.support.retiring import filled
 from layers.rwl.tests.support.scripted import ScriptedVolume
 from layers.rwl.tests.support.switched import io_error
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    with benched() as made:
-        yield made
 
 
 @dataclass

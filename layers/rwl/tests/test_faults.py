@@ -24,12 +24,6 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
         yield made
 
 
-@pytest.fixture
-def hurried_clock() -> MockClock:
-    """A clock that jumps to the next deadline when everybody waits, for longer than any thread of the pool works."""
-    return MockClock(autojump_threshold=0.1)
-
-
 async def change(layer: RwlLayer) -> bytes:
     """Dirty the layer with every kind of record; return what the first blocks hold now."""
     for number in range(4):

@@ -1,28 +1,14 @@
 """A layer whose medium failed stands aside, and comes back when the medium works again."""
 
-from collections.abc import Iterator
-
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from fusecache.api import LayerState
 from fusecache.testing import Fault
-from layers.rwl.tests.support.bench import BLOCK, SIZE, Bench, benched, block, read, write
+from layers.rwl.tests.support.bench import BLOCK, SIZE, Bench, block, read, write
 from layers.rwl.tests.support.failing_medium import PATIENCE, STEPS, broken, fail, opened_again, stood_aside
 from layers.rwl.tests.support.switched import Step, io_error
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    with benched() as made:
-        yield made
-
-
-@pytest.fixture
-def hurried_clock() -> MockClock:
-    """A clock that jumps to the next deadline when everybody waits, for longer than any thread of the pool works."""
-    return MockClock(autojump_threshold=0.1)
 
 
 async def test_a_layer_that_stands_aside_hands_everything_to_the_level_below(bench: Bench) -> None:

@@ -1,7 +1,5 @@
 """A dirty record is not what was written: it never goes below, nobody reads it, and it is told."""
 
-from collections.abc import Iterator
-
 import pytest
 import trio
 
@@ -10,17 +8,11 @@ from fusecache.testing import Fault
 from fusecache_rwl.failures import LogFailed, RecordDamaged
 from fusecache_rwl.format import HEADER_SIZE, RING_OFFSET, record_size
 from fusecache_rwl.layer import RwlLayer
-from layers.rwl.tests.support.bench import BLOCK, RING, Bench, benched, block, read, write
+from layers.rwl.tests.support.bench import BLOCK, RING, Bench, block, read, write
 
 PATIENCE = 5.0
 """Seconds after which a test that waits has failed."""
 RECORD = record_size(BLOCK)
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    with benched() as made:
-        yield made
 
 
 def flip(bench: Bench, number: int, byte: int) -> None:

@@ -1,7 +1,6 @@
 """The pool's medium fails: what is dirty is saved below, nothing wrong is ever read, and the layer stands aside."""
 
 import errno
-from collections.abc import Iterator
 
 import pytest
 import trio
@@ -10,7 +9,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from fusecache.api import PENDING, FusecacheError, LayerState, Span
 from fusecache.testing import HANG, Fault
 from fusecache_rwl.failures import LogFailed, LogFull
-from layers.rwl.tests.support.bench import BLOCK, SIZE, Bench, benched, block, read, write
+from layers.rwl.tests.support.bench import BLOCK, SIZE, Bench, block, read, write
 from layers.rwl.tests.support.failing_medium import PATIENCE, STEPS, broken, fail, opened_again, stood_aside
 from layers.rwl.tests.support.switched import Step
 
@@ -18,18 +17,6 @@ from layers.rwl.tests.support.switched import Step
 @pytest.fixture(params=[False, True], ids=["whole", "torn"])
 def torn(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    with benched() as made:
-        yield made
-
-
-@pytest.fixture
-def hurried_clock() -> MockClock:
-    """A clock that jumps to the next deadline when everybody waits, for longer than any thread of the pool works."""
-    return MockClock(autojump_threshold=0.1)
 
 
 # ---- the data are saved ----

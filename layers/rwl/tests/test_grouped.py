@@ -1,6 +1,6 @@
 """Write-back in groups: overwrites cancel across flushes, and in mid-group everybody knows that something is torn."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -11,17 +11,11 @@ from fusecache.testing import Fault
 from fusecache_rwl.format import HEADER_SIZE, RING_OFFSET
 from fusecache_rwl.inspection import inspect_pool
 from fusecache_rwl.layer import RwlLayer
-from layers.rwl.tests.support.bench import BLOCK, RING, SIZE, Bench, benched, block, read, write
+from layers.rwl.tests.support.bench import BLOCK, RING, SIZE, Bench, block, read, write
 
 GROUP = RING // 8 // BLOCK
 """Generations of one block each in a group, at the most."""
 PATIENCE = 10
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    with benched() as made:
-        yield made
 
 
 async def flushed(layer: RwlLayer, number: int, content: int) -> None:

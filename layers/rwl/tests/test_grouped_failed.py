@@ -1,19 +1,11 @@
 """A group in flight, and the pool's medium fails: it goes below as one all the same, or nothing of it does."""
 
-from collections.abc import Iterator
-
 import pytest
 import trio
 
 from fusecache.testing import HANG, Fault
-from layers.rwl.tests.support.bench import BLOCK, Bench, benched, block, write
+from layers.rwl.tests.support.bench import BLOCK, Bench, block, write
 from layers.rwl.tests.support.failing_medium import PATIENCE, broken
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    with benched() as made:
-        yield made
 
 
 async def test_a_group_that_is_below_but_could_not_be_retired_is_never_undone_in_part(bench: Bench) -> None:

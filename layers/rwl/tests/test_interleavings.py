@@ -1,7 +1,5 @@
 """Requests and write-back that meet halfway, in every order that a gate can make."""
 
-from collections.abc import Iterator
-
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
@@ -14,12 +12,6 @@ from layers.rwl.tests.support.bench import BLOCK, RING, SIZE, Bench, benched, bl
 
 FULL = RING // (2 * BLOCK)
 """Writes of one block that leave room in the ring for many, or for hardly any if done twice."""
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    with benched() as made:
-        yield made
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """What is durable below is retired for whoever waits for it, whatever becomes of the generation after it."""
 
-from collections.abc import Iterator
-
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
@@ -9,7 +7,7 @@ from trio.testing import wait_all_tasks_blocked
 from fusecache.api import DECLINED
 from fusecache.api.ranges import Span
 from fusecache.testing import HANG, Fault
-from layers.rwl.tests.support.bench import BLOCK, Bench, benched, block, write
+from layers.rwl.tests.support.bench import BLOCK, Bench, block, write
 
 MANY = 12
 """Blocks of the generation that is durable below: so few that others may join it."""
@@ -17,12 +15,6 @@ NEXT = 20
 """The block of the one after it."""
 MOMENT = 0.5
 """Seconds after which a test that waits has failed."""
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    with benched() as made:
-        yield made
 
 
 def hang(bench: Bench) -> Fault:

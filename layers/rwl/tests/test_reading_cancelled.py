@@ -1,18 +1,9 @@
 """A read that waits for a thread may be cancelled; what it reads keeps its place until the thread has ended."""
 
-from collections.abc import Iterator
-
-import pytest
 import trio
 
-from layers.rwl.tests.support.bench import BLOCK, Bench, benched, block, read, write
+from layers.rwl.tests.support.bench import BLOCK, Bench, block, read, write
 from layers.rwl.tests.support.failing_medium import PATIENCE
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    with benched() as made:
-        yield made
 
 
 async def test_a_read_that_is_cancelled_ends_at_once_and_its_place_is_kept_until_the_threads_have_ended(

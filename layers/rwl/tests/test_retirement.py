@@ -1,6 +1,6 @@
 """While the superblock that retires one generation is on its way, the next one goes below, and no further one."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import trio
@@ -8,7 +8,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from fusecache.api import LayerState
 from fusecache_rwl import layer as layer_module
-from layers.rwl.tests.support.bench import BLOCK, Bench, benched, block, read, write
+from layers.rwl.tests.support.bench import BLOCK, Bench, block, read, write
 from layers.rwl.tests.support.failing_medium import PATIENCE, STEPS, broken
 from layers.rwl.tests.support.generations import OVERWRITES
 from layers.rwl.tests.support.retiring import (
@@ -26,12 +26,6 @@ from layers.rwl.tests.support.retiring import (
 from layers.rwl.tests.support.switched import io_error
 
 BLOCKS, STATES, LAST = OVERWRITES.blocks, OVERWRITES.states, OVERWRITES.last
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    with benched() as made:
-        yield made
 
 
 async def test_the_next_generation_goes_below_beside_a_superblock_and_no_further_one(bench: Bench) -> None:

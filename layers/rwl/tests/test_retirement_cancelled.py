@@ -1,6 +1,6 @@
 """Moves that are cancelled end, and do not count as done: nothing is retired that is not below."""
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -9,15 +9,9 @@ from trio.testing import wait_all_tasks_blocked
 from fusecache_rwl.layer import RwlLayer
 from fusecache_rwl.merge import plan
 from fusecache_rwl.movement import Movement
-from layers.rwl.tests.support.bench import Bench, benched
+from layers.rwl.tests.support.bench import Bench
 from layers.rwl.tests.support.generations import OVERWRITES
 from layers.rwl.tests.support.retiring import crashed, filled, recover, until
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    with benched() as made:
-        yield made
 
 
 class Unhurried:

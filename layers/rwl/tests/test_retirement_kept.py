@@ -1,6 +1,6 @@
 """What is below and not yet retired: what may be kept together, and how one superblock retires all of it."""
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -12,7 +12,7 @@ from fusecache_rwl.format import RecordType
 from fusecache_rwl.layer import SECTOR, RwlLayer
 from fusecache_rwl.ledger import Generation
 from fusecache_rwl.retirement import Retirement, is_small
-from layers.rwl.tests.support.bench import BLOCK, Bench, benched
+from layers.rwl.tests.support.bench import BLOCK, Bench
 from layers.rwl.tests.support.failing_medium import PATIENCE, broken
 from layers.rwl.tests.support.retiring import until
 from layers.rwl.tests.support.switched import io_error
@@ -89,12 +89,6 @@ class Rig:
         for each in await self.put(*generations):
             assert self.retirement.has_room(each)
             self.retirement.keep(each)
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    with benched() as made:
-        yield made
 
 
 @pytest.fixture

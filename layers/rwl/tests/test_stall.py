@@ -16,12 +16,6 @@ FULL = ["log-stalled", "log-flows"]
 PATIENCE = 30.0
 
 
-@pytest.fixture
-def hurried_clock() -> MockClock:
-    """A clock that jumps to the next deadline when everybody waits, for longer than any thread of the pool works."""
-    return MockClock(autojump_threshold=0.1)
-
-
 def fill(layer: RwlLayer) -> None:
     """Write until the log is full."""
     for number in range(1000):
